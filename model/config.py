@@ -1,0 +1,136 @@
+"""What a checkpoint is, read from its config.json. Nothing is guessed: a missing key is an error that names it."""
+
+import json
+from dataclasses import dataclass, fields
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class VisionConfig:
+    depth: int
+    hidden_size: int
+    intermediate_size: int
+    num_heads: int
+    in_channels: int
+    patch_size: int
+    temporal_patch_size: int
+    spatial_merge_size: int
+    num_position_embeddings: int
+    out_hidden_size: int
+    deepstack_visual_indexes: tuple[int, ...]
+
+    @property
+    def head_dim(self) -> int:
+        return self.hidden_size // self.num_heads
+
+
+@dataclass(frozen=True, slots=True)
+class TextConfig:
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    head_dim: int  # its own key: not hidden_size / num_attention_heads
+    rms_norm_eps: float
+    rope_theta: float
+    mrope_section: tuple[int, int, int]  # rotary frequencies given to time, rows, columns
+    max_position_embeddings: int
+
+
+@dataclass(frozen=True, slots=True)
+class ModelConfig:
+    vision: VisionConfig
+    text: TextConfig
+    tie_word_embeddings: bool
+    image_token_id: int
+    video_token_id: int
+    vision_start_token_id: int
+    vision_end_token_id: int
+    dtype: str  # of the tensors on disk, by the checkpoint's own word: "bfloat16", "float32", ...
+
+    @property
+    def pixel_multiple(self) -> int:
+        """Both sides of a frame are multiples of this many pixels: one visual token covers a square of them."""
+        return self.vision.patch_size * self.vision.spatial_merge_size
+
+
+def read_config(folder: Path) -> ModelConfig:
+    """The configuration in `folder`/config.json.
+
+    Raises ValueError for a missing file or key, for another architecture, and for what this version cannot run.
+    """
+    path = folder / "config.json"
+    if not path.is_file():
+        raise ValueError(f"{folder} is not a checkpoint: it has no config.json")
+    return parse_config(json.loads(path.read_text()), source=str(path))
+
+
+def parse_config(raw: dict[str, Any], source: str = "config.json") -> ModelConfig:
+    """`raw` as in config.json -> ModelConfig. Accepts both spellings of the rotary settings:
+    `rope_scaling` beside `rope_theta` (transformers 4) and `rope_parameters` holding both (transformers 5).
+    """
+    if raw.get("model_type") != "qwen3_vl":
+        raise ValueError(f"{source}: model_type is {raw.get('model_type')!r}, only the dense 'qwen3_vl' is supported")
+    if raw.get("quantization_config"):
+        raise ValueError(f"{source}: quantized checkpoints are not supported yet")
+    need = partial(_required, source=source)
+    text, vision = need(raw, "text_config"), need(raw, "vision_config")
+    rope = text.get("rope_parameters") or {"rope_theta": need(text, "rope_theta"), **need(text, "rope_scaling")}
+    _refuse_other_networks(text, vision, rope, source)
+    text_keys = {name for name in _names(TextConfig) if name not in ("rope_theta", "mrope_section")}
+    config = ModelConfig(
+        vision=VisionConfig(
+            **{name: need(vision, name) for name in _names(VisionConfig) if name != "deepstack_visual_indexes"},
+            deepstack_visual_indexes=tuple(need(vision, "deepstack_visual_indexes")),
+        ),
+        text=TextConfig(
+            **{name: need(text, name) for name in text_keys},
+            rope_theta=float(need(rope, "rope_theta")),
+            mrope_section=tuple(need(rope, "mrope_section")),
+        ),
+        **{name: need(raw, name) for name in _names(ModelConfig) if name not in ("vision", "text", "dtype")},
+        dtype=raw.get("dtype") or text.get("dtype") or need(raw, "torch_dtype"),
+    )
+    _check_sizes(config, source)
+    return config
+
+
+def _names(cls: type) -> list[str]:
+    return [field.name for field in fields(cls)]
+
+
+def _required(section: dict[str, Any], key: str, *, source: str) -> Any:
+    if key not in section:
+        raise ValueError(f"{source}: the key {key!r} is missing beside {', '.join(list(section)[:4])}, ...")
+    return section[key]
+
+
+def _refuse_other_networks(text: dict[str, Any], vision: dict[str, Any], rope: dict[str, Any], source: str) -> None:
+    """Settings the code has built in; a checkpoint that says otherwise would be read wrongly."""
+    built_in = (
+        ("text_config.hidden_act", text.get("hidden_act"), "silu"),
+        ("text_config.attention_bias", text.get("attention_bias", False), False),
+        ("vision_config.hidden_act", vision.get("hidden_act"), "gelu_pytorch_tanh"),
+        ("vision_config.temporal_patch_size", vision.get("temporal_patch_size"), 2),
+        ("rope type", rope.get("rope_type", "default"), "default"),
+        ("mrope_interleaved", rope.get("mrope_interleaved"), True),
+    )
+    for name, found, expected in built_in:
+        if found != expected:
+            raise ValueError(f"{source}: {name} is {found!r}; this version runs {expected!r} only")
+
+
+def _check_sizes(config: ModelConfig, source: str) -> None:
+    text, vision = config.text, config.vision
+    if len(text.mrope_section) != 3 or sum(text.mrope_section) != text.head_dim // 2:
+        raise ValueError(f"{source}: mrope_section {text.mrope_section} must be three numbers of sum head_dim / 2")
+    if vision.out_hidden_size != text.hidden_size:
+        raise ValueError(
+            f"{source}: vision out_hidden_size {vision.out_hidden_size} is not the text hidden_size {text.hidden_size}"
+        )
+    if not 0 < len(vision.deepstack_visual_indexes) <= text.num_hidden_layers:
+        raise ValueError(f"{source}: {len(vision.deepstack_visual_indexes)} DeepStack taps do not fit the decoder")

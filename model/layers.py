@@ -1,0 +1,26 @@
+"""What tower and decoder share."""
+
+import torch
+from torch import Tensor, nn
+
+
+class RMSNorm(nn.Module):
+    """Computed in fp32, cast back before the weight is applied (the order matters in bfloat16)."""
+
+    def __init__(self, size: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(size))
+        self.eps = eps
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        wide = hidden.float()
+        normal = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)
+        return self.weight * normal.to(hidden.dtype)
+
+
+def rotate(heads_NHD: Tensor, cos_ND: Tensor, sin_ND: Tensor) -> Tensor:
+    """Rotary embedding of heads [N, H, D], in the precision of cos and sin (fp32 in the vision tower) and back."""
+    wide = heads_NHD.to(cos_ND.dtype)
+    first, second = wide.chunk(2, dim=-1)
+    turned = torch.cat((-second, first), dim=-1)
+    return (wide * cos_ND[:, None] + turned * sin_ND[:, None]).to(heads_NHD.dtype)

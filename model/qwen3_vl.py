@@ -1,0 +1,66 @@
+"""The whole model on one screen: look, write what was seen into the text, read on.
+
+Letters: N packed tokens of all sequences, M visual tokens among them, P patches, C values of a patch, E hidden
+size, V vocabulary. Parameter names are those of the official checkpoints.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from model.attention import Attention, AttentionImplementation
+from model.config import ModelConfig
+from model.text import TextDecoder
+from model.vision import VisionTower, VisualFeatures
+
+
+class Qwen3VLModel(nn.Module):
+    """Tower and decoder, under the prefix `model.` the checkpoints give them."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.visual = VisionTower(config.vision)
+        self.language_model = TextDecoder(config.text)
+
+
+class Qwen3VL(nn.Module):
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.model = Qwen3VLModel(config)
+        if not config.tie_word_embeddings:
+            self.lm_head = nn.Linear(config.text.hidden_size, config.text.vocab_size, bias=False)
+
+    def look(
+        self, patches_PC: Tensor, grids_G3: list[tuple[int, int, int]], implementation: AttentionImplementation = "sdpa"
+    ) -> VisualFeatures:
+        """uint8 patches of any number of images and frame pairs -> the features of their visual tokens, in order."""
+        return self.model.visual(patches_PC, grids_G3, implementation)
+
+    def forward(
+        self, token_ids_N: Tensor, positions_3N: Tensor, attention: Attention, visual: VisualFeatures | None = None
+    ) -> Tensor:
+        """Packed tokens (or a chunk of them) -> hidden states [N, E] ready for `logits`.
+
+        `visual` holds the features of exactly the visual tokens among `token_ids_N`, in order.
+        """
+        decoder = self.model.language_model
+        hidden_NE = decoder.embed_tokens(token_ids_N)
+        is_visual_N = (token_ids_N == self.config.image_token_id) | (token_ids_N == self.config.video_token_id)
+        visual_rows_M = is_visual_N.nonzero().squeeze(1) if visual else token_ids_N.new_empty(0)
+        deepstack_LME = visual.deepstack_LMO if visual else hidden_NE.new_empty(0, 0, hidden_NE.shape[1])
+        if visual:
+            hidden_NE = hidden_NE.index_copy(0, visual_rows_M, visual.embeddings_MO.to(hidden_NE.dtype))
+        return decoder(hidden_NE, positions_3N, attention, visual_rows_M=visual_rows_M, deepstack_LME=deepstack_LME)
+
+    def logits(self, hidden_NE: Tensor) -> Tensor:
+        """-> [N, V]."""
+        tied = self.config.tie_word_embeddings
+        return F.linear(hidden_NE, (self.model.language_model.embed_tokens if tied else self.lm_head).weight)
+
+
+def empty_model(config: ModelConfig, *, device: torch.device | str, dtype: torch.dtype) -> Qwen3VL:
+    """A model with allocated but meaningless weights (none at all on the meta device)."""
+    with torch.device("meta"):
+        model = Qwen3VL(config).to(dtype)
+    return model if str(device) == "meta" else model.to_empty(device=device)

@@ -1,0 +1,98 @@
+"""The Qwen3 decoder with interleaved M-RoPE and DeepStack.
+
+Follows `Qwen3VLTextModel` of transformers 5.23. Letters: N packed tokens of all sequences, E hidden size, H query
+heads, K key heads, D head dimension, F rotary frequencies (D / 2), M visual tokens, L DeepStack levels.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from model.attention import Attention
+from model.config import TextConfig
+from model.layers import RMSNorm, rotate
+
+
+class TextAttention(nn.Module):
+    def __init__(self, config: TextConfig, layer: int) -> None:
+        super().__init__()
+        self.layer = layer
+        self.head_dim = config.head_dim
+        self.q_proj = nn.Linear(config.hidden_size, config.num_attention_heads * config.head_dim, bias=False)
+        self.k_proj = nn.Linear(config.hidden_size, config.num_key_value_heads * config.head_dim, bias=False)
+        self.v_proj = nn.Linear(config.hidden_size, config.num_key_value_heads * config.head_dim, bias=False)
+        self.o_proj = nn.Linear(config.num_attention_heads * config.head_dim, config.hidden_size, bias=False)
+        self.q_norm = RMSNorm(config.head_dim, config.rms_norm_eps)
+        self.k_norm = RMSNorm(config.head_dim, config.rms_norm_eps)
+
+    def forward(self, hidden_NE: Tensor, cos_ND: Tensor, sin_ND: Tensor, attention: Attention) -> Tensor:
+        query_NHD = self.q_norm(self.q_proj(hidden_NE).unflatten(-1, (-1, self.head_dim)))
+        key_NKD = self.k_norm(self.k_proj(hidden_NE).unflatten(-1, (-1, self.head_dim)))
+        value_NKD = self.v_proj(hidden_NE).unflatten(-1, (-1, self.head_dim))
+        query_NHD, key_NKD = rotate(query_NHD, cos_ND, sin_ND), rotate(key_NKD, cos_ND, sin_ND)
+        return self.o_proj(attention(self.layer, query_NHD, key_NKD, value_NKD).flatten(1))
+
+
+class TextMLP(nn.Module):
+    def __init__(self, config: TextConfig) -> None:
+        super().__init__()
+        self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
+
+    def forward(self, hidden_NE: Tensor) -> Tensor:
+        return self.down_proj(F.silu(self.gate_proj(hidden_NE)) * self.up_proj(hidden_NE))
+
+
+class DecoderLayer(nn.Module):
+    def __init__(self, config: TextConfig, layer: int) -> None:
+        super().__init__()
+        self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.self_attn = TextAttention(config, layer)
+        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.mlp = TextMLP(config)
+
+    def forward(self, hidden_NE: Tensor, cos_ND: Tensor, sin_ND: Tensor, attention: Attention) -> Tensor:
+        hidden_NE = hidden_NE + self.self_attn(self.input_layernorm(hidden_NE), cos_ND, sin_ND, attention)
+        return hidden_NE + self.mlp(self.post_attention_layernorm(hidden_NE))
+
+
+class TextDecoder(nn.Module):
+    def __init__(self, config: TextConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.layers = nn.ModuleList(DecoderLayer(config, layer) for layer in range(config.num_hidden_layers))
+        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+
+    def forward(
+        self,
+        hidden_NE: Tensor,
+        positions_3N: Tensor,
+        attention: Attention,
+        *,
+        visual_rows_M: Tensor,
+        deepstack_LME: Tensor,
+    ) -> Tensor:
+        """Embedded tokens -> final hidden states [N, E]; level l is added at `visual_rows_M` after layer l."""
+        cos_ND, sin_ND = (part.to(hidden_NE.dtype) for part in rotary(positions_3N, self.config))
+        for index, layer in enumerate(self.layers):
+            hidden_NE = layer(hidden_NE, cos_ND, sin_ND, attention)
+            if index < len(deepstack_LME):
+                hidden_NE = hidden_NE.index_add(0, visual_rows_M, deepstack_LME[index].to(hidden_NE.dtype))
+        return self.norm(hidden_NE)
+
+
+def rotary(positions_3N: Tensor, config: TextConfig) -> tuple[Tensor, Tensor]:
+    """cos and sin [N, D], fp32 whatever the model's dtype. Frequencies take their position in turn from time, row and
+    column (THWTHW...) as long as rows and columns have some left; the rest is time's.
+    """
+    half = config.head_dim // 2
+    exponents = torch.arange(half, device=positions_3N.device, dtype=torch.float32) * 2 / config.head_dim
+    frequencies_F = 1.0 / config.rope_theta**exponents
+    angles_NF = positions_3N[0, :, None] * frequencies_F
+    for axis in (1, 2):
+        ours = slice(axis, 3 * config.mrope_section[axis], 3)
+        angles_NF[:, ours] = positions_3N[axis, :, None] * frequencies_F[ours]
+    angles_ND = torch.cat((angles_NF, angles_NF), dim=1)
+    return angles_ND.cos(), angles_ND.sin()

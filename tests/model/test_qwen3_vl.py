@@ -1,0 +1,168 @@
+"""The network against transformers' Qwen3-VL: same weights from disk, same tokens and pixels, fp32."""
+
+import numpy as np
+import pytest
+import torch
+from tiny import Pair, random_frames, random_pair, random_prompt, their_inputs
+
+from model.attention import PackedCausal
+from model.config import parse_config
+from model.qwen3_vl import empty_model
+from model.request import Prompt
+
+SEEDS = range(20)
+
+
+def our_hidden_states(pair: Pair, prompts: list[Prompt]) -> tuple[list[torch.Tensor], torch.Tensor]:
+    """Hidden states after each decoder layer (DeepStack added) and the logits, of all prompts packed."""
+    network = pair.ours
+    ids = torch.from_numpy(np.concatenate([prompt.token_ids_T for prompt in prompts])).long()
+    positions = torch.from_numpy(np.concatenate([prompt.positions_3T for prompt in prompts], axis=1))
+    grids = [tuple(grid) for prompt in prompts for grid in prompt.grids_G3.tolist()]
+    visual = None
+    if grids:
+        patches = torch.from_numpy(np.concatenate([prompt.patches_PC for prompt in prompts]))
+        visual = network.look(patches, grids)
+    inputs: list[torch.Tensor] = []
+    decoder = network.model.language_model
+    hooks = [layer.register_forward_pre_hook(lambda _, args: inputs.append(args[0])) for layer in decoder.layers]
+    hooks.append(decoder.norm.register_forward_pre_hook(lambda _, args: inputs.append(args[0])))
+    hidden = network(ids, positions, PackedCausal([len(prompt.token_ids_T) for prompt in prompts]), visual)
+    for hook in hooks:
+        hook.remove()
+    return inputs[1:], network.logits(hidden)
+
+
+def their_hidden_states(pair: Pair, inputs: dict[str, torch.Tensor]) -> tuple[list[torch.Tensor], torch.Tensor]:
+    states: list[torch.Tensor] = []
+    decoder = pair.theirs.model.language_model
+    hooks = [
+        layer.register_forward_pre_hook(lambda _, args, kwargs: states.append(args[0]), with_kwargs=True)
+        for layer in decoder.layers
+    ]
+    hooks.append(decoder.norm.register_forward_pre_hook(lambda _, args: states.append(args[0])))
+    output = pair.theirs(**inputs, use_cache=False)
+    for hook in hooks:
+        hook.remove()
+    real = inputs["attention_mask"].bool()
+    return [state[real] for state in states[1:]], output.logits[real]
+
+
+LAYOUTS = {
+    "text": lambda rng: [[7]],
+    "one image": lambda rng: [[3, random_frames(rng), 5]],
+    "several images of different size": lambda rng: [
+        [2, random_frames(rng), random_frames(rng), 3, random_frames(rng)]
+    ],
+    "video": lambda rng: [[2, random_frames(rng, pairs=3), 4]],
+    "image and video": lambda rng: [[1, random_frames(rng), 2, random_frames(rng, pairs=2), 3]],
+    "batch": lambda rng: [
+        [4, random_frames(rng), 2],
+        [9],
+        [1, random_frames(rng, pairs=2), random_frames(rng), 6],
+        [random_frames(rng), 2],
+    ],
+}
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+@torch.no_grad()
+def test_hidden_states_and_logits_equal_those_of_transformers(seed, tmp_path):
+    pair = random_pair(seed, tmp_path)
+    rng = np.random.default_rng(1000 + seed)
+    for name, layout in LAYOUTS.items():
+        contents = layout(rng)
+        prompts = [random_prompt(rng, content) for content in contents]
+        our_states, our_logits = our_hidden_states(pair, prompts)
+        their_states, their_logits = their_hidden_states(pair, their_inputs(prompts, contents))
+        assert len(our_states) == len(their_states)
+        for layer in range(3):
+            torch.testing.assert_close(
+                our_states[layer], their_states[layer], atol=1e-4, rtol=1e-4, msg=f"{name}: layer {layer}"
+            )
+        torch.testing.assert_close(our_logits, their_logits, atol=1e-4, rtol=1e-4, msg=f"{name}: logits")
+
+
+def test_every_decoder_layer_sees_its_deepstack_level(tmp_path):
+    pair = random_pair(3, tmp_path)
+    rng = np.random.default_rng(0)
+    content = [3, random_frames(rng), 5]
+    prompt = random_prompt(rng, content)
+    patches, grids = torch.from_numpy(prompt.patches_PC), [tuple(grid) for grid in prompt.grids_G3.tolist()]
+    with torch.no_grad():
+        before = our_hidden_states(pair, [prompt])[1]
+        for merger in pair.ours.model.visual.deepstack_merger_list:
+            merger.linear_fc2.weight.zero_()
+            merger.linear_fc2.bias.zero_()
+        assert pair.ours.look(patches, grids).deepstack_LMO.abs().max() == 0
+        after = our_hidden_states(pair, [prompt])[1]
+
+    assert (before - after).abs().max() > 1e-2
+
+
+def official_config(**text: object) -> dict:
+    """The 8B's config.json as published; the other sizes differ in a few numbers."""
+    return {
+        "model_type": "qwen3_vl",
+        "tie_word_embeddings": False,
+        "image_token_id": 151655,
+        "video_token_id": 151656,
+        "vision_start_token_id": 151652,
+        "vision_end_token_id": 151653,
+        "text_config": {
+            "dtype": "bfloat16", "vocab_size": 151936, "hidden_size": 4096, "intermediate_size": 12288,
+            "num_hidden_layers": 36, "num_attention_heads": 32, "num_key_value_heads": 8, "head_dim": 128,
+            "hidden_act": "silu", "attention_bias": False, "rms_norm_eps": 1e-6, "rope_theta": 5000000,
+            "rope_scaling": {"rope_type": "default", "mrope_interleaved": True, "mrope_section": [24, 20, 20]},
+            "max_position_embeddings": 262144, **text,
+        },
+        "vision_config": {
+            "depth": 27, "hidden_size": 1152, "intermediate_size": 4304, "num_heads": 16, "in_channels": 3,
+            "patch_size": 16, "temporal_patch_size": 2, "spatial_merge_size": 2, "num_position_embeddings": 2304,
+            "out_hidden_size": 4096, "deepstack_visual_indexes": [8, 16, 24], "hidden_act": "gelu_pytorch_tanh",
+        },
+    }  # fmt: skip
+
+
+def test_the_8b_configuration_has_the_published_number_of_parameters():
+    network = empty_model(parse_config(official_config()), device="meta", dtype=torch.bfloat16)
+
+    assert sum(parameter.numel() for parameter in network.parameters()) == 8_767_123_696
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ({"rope_scaling": {"rope_type": "yarn", "mrope_interleaved": True}}, "rope type is 'yarn'"),
+        ({"hidden_act": "gelu"}, "hidden_act is 'gelu'"),
+        ({"hidden_size": 2048}, "out_hidden_size 4096 is not the text hidden_size 2048"),
+        ({"rope_scaling": {"mrope_interleaved": True, "mrope_section": [16, 24, 20]}}, "sum head_dim / 2"),
+    ],
+)
+def test_a_configuration_the_code_would_run_wrongly_is_refused(text, message):
+    with pytest.raises(ValueError, match=message):
+        parse_config(official_config(**text))
+
+
+def test_a_missing_key_is_named():
+    raw = official_config()
+    del raw["text_config"]["head_dim"]
+
+    with pytest.raises(ValueError, match="head_dim"):
+        parse_config(raw)
+
+
+@torch.no_grad()
+def test_bfloat16_keeps_rotary_angles_in_full_precision(tmp_path):
+    """Far out on the position axis, against transformers loaded in bfloat16 (its `.to` would round inv_freq too)."""
+    pair = random_pair(5, tmp_path)
+    from_disk = type(pair.theirs).from_pretrained(tmp_path, dtype=torch.bfloat16).eval()
+    ours = empty_model(pair.config, device="cpu", dtype=torch.bfloat16)
+    ours.load_state_dict(pair.ours.state_dict())
+    ids = torch.randint(0, 280, (1, 24), generator=torch.Generator().manual_seed(0))
+    positions = torch.arange(100_000, 100_024).expand(3, -1)
+    theirs = from_disk(input_ids=ids, position_ids=positions[:, None], use_cache=False).logits[0]
+    hidden = ours(ids[0], positions, PackedCausal([24]))
+
+    spread = theirs.float().std()
+    assert (ours.logits(hidden).float() - theirs.float()).abs().max() < 0.1 * spread

@@ -1,0 +1,89 @@
+"""The loader takes the official layouts and nothing else."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from tiny import random_pair
+from transformers import Qwen3VLForConditionalGeneration
+
+from model.weights import from_pretrained, save_weights
+
+
+def rewrite(folder, change):
+    tensors = load_file(folder / "model.safetensors")
+    change(tensors)
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def test_a_sharded_checkpoint_loads_as_the_single_file_does(tmp_path):
+    pair = random_pair(0, tmp_path / "single")
+    pair.theirs.save_pretrained(tmp_path / "sharded", max_shard_size="60KB")
+    assert len(list((tmp_path / "sharded").glob("*.safetensors"))) > 2
+
+    sharded = from_pretrained(str(tmp_path / "sharded"), dtype=torch.float32).state_dict()
+
+    assert sharded.keys() == pair.ours.state_dict().keys()
+    assert all(torch.equal(sharded[name], value) for name, value in pair.ours.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda t: t.pop("model.visual.merger.norm.bias"), r"1 missing \(model.visual.merger.norm.bias\)"),
+        (lambda t: t.update(surprise=torch.zeros(1)), r"1 unexpected \(surprise\)"),
+        (
+            lambda t: t.update({"model.visual.patch_embed.proj.bias": torch.zeros(5)}),
+            r"1 misshapen \(model.visual.patch_embed.proj.bias is \(5,\), not",
+        ),
+    ],
+)
+def test_tensors_that_do_not_fit_are_refused_by_name(tmp_path, change, message):
+    random_pair(1, tmp_path)
+    rewrite(tmp_path, change)
+
+    with pytest.raises(ValueError, match=message):
+        from_pretrained(str(tmp_path))
+
+
+def test_an_index_that_names_a_missing_file_is_refused(tmp_path):
+    pair = random_pair(2, tmp_path / "single")
+    pair.theirs.save_pretrained(tmp_path / "sharded", max_shard_size="60KB")
+    shard = sorted((tmp_path / "sharded").glob("model-*.safetensors"))[0]
+    shard.unlink()
+
+    with pytest.raises(ValueError, match=shard.name):
+        from_pretrained(str(tmp_path / "sharded"))
+
+
+def test_neither_a_folder_nor_a_hub_id_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="neither a folder nor a hub id"):
+        from_pretrained(str(tmp_path / "not there"))
+    with pytest.raises(ValueError, match=r"no config\.json"):
+        from_pretrained(str(tmp_path))
+
+
+@pytest.mark.parametrize("seed", [0, 4])
+def test_what_we_save_transformers_loads_without_a_missing_or_unexpected_key(tmp_path, seed):
+    pair = random_pair(seed, tmp_path / "theirs")
+    (tmp_path / "ours").mkdir()
+    save_weights(pair.ours, tmp_path / "ours", torch.float32)
+    (tmp_path / "ours" / "config.json").write_text((tmp_path / "theirs" / "config.json").read_text())
+
+    again, report = Qwen3VLForConditionalGeneration.from_pretrained(tmp_path / "ours", output_loading_info=True)
+
+    assert not report["missing_keys"]
+    assert not report["unexpected_keys"]
+    assert all(torch.equal(value, pair.theirs.state_dict()[name]) for name, value in again.state_dict().items())
+
+
+def test_the_older_spelling_of_rotary_settings_reads_the_same(tmp_path):
+    pair = random_pair(6, tmp_path)
+    path = tmp_path / "config.json"
+    raw = json.loads(path.read_text())
+    rope = raw["text_config"].pop("rope_parameters")
+    raw["text_config"] |= {"rope_theta": rope.pop("rope_theta"), "rope_scaling": rope}
+    path.write_text(json.dumps(raw))
+
+    assert from_pretrained(str(tmp_path)).config == pair.config
