@@ -1,0 +1,191 @@
+"""A new demonstration checkpoint: the official on-disk layout, a small network, an own tokenizer, random weights."""
+
+import json
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast
+
+from jobs.samples import LADDER, make_page
+from model.config import read_config
+from model.qwen3_vl import Qwen3VL, empty_model
+from model.weights import save_weights
+
+VOCABULARY = 2048
+
+# The names and the order of Qwen's special tokens; their numbers differ, since the vocabulary is small.
+SPECIAL_TOKENS = (
+    "<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|object_ref_start|>", "<|object_ref_end|>", "<|box_start|>",
+    "<|box_end|>", "<|quad_start|>", "<|quad_end|>", "<|vision_start|>", "<|vision_end|>", "<|vision_pad|>",
+    "<|image_pad|>", "<|video_pad|>",
+)  # fmt: skip
+
+CHAT_TEMPLATE = """\
+{%- macro content_of(message) -%}
+{%- if message.content is string -%}{{ message.content }}
+{%- else -%}
+{%- for part in message.content -%}
+{%- if part.type == 'image' -%}<|vision_start|><|image_pad|><|vision_end|>
+{%- elif part.type == 'video' -%}<|vision_start|><|video_pad|><|vision_end|>
+{%- else -%}{{ part.text }}{%- endif -%}
+{%- endfor -%}
+{%- endif -%}
+{%- endmacro -%}
+{%- for message in messages -%}
+{{- '<|im_start|>' + message.role + '\\n' + content_of(message) + '<|im_end|>\\n' -}}
+{%- endfor -%}
+{%- if add_generation_prompt -%}{{- '<|im_start|>assistant\\n' -}}{%- endif -%}
+"""
+
+# Qwen's splitting of text before byte-pair merging: contractions, words with the space before them, single digits,
+# punctuation, line ends, spaces.
+SPLIT = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+
+
+def write_new_checkpoint(folder: Path, *, seed: int) -> None:
+    """Everything `Qwen3VLForConditionalGeneration.from_pretrained` and `Processor.from_pretrained` need, untrained."""
+    folder.mkdir(parents=True, exist_ok=True)
+    tokenizer = train_tokenizer(_corpus(seed), VOCABULARY)
+    tokenizer.save_pretrained(folder)
+    for name, content in _configs(tokenizer).items():
+        (folder / name).write_text(json.dumps(content, indent=2) + "\n")
+    network = empty_model(read_config(folder), device="cpu", dtype=torch.float32)
+    initialise(network, seed=seed)
+    save_weights(network, folder, torch.bfloat16)
+
+
+def train_tokenizer(texts: Iterable[str], vocabulary: int) -> PreTrainedTokenizerFast:
+    """Byte-level BPE with Qwen's splitting, normalisation and special tokens."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.normalizer = normalizers.NFC()
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(SPLIT), behavior="isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocabulary,
+        special_tokens=list(SPECIAL_TOKENS),
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        eos_token="<|im_end|>",
+        pad_token="<|endoftext|>",
+        chat_template=CHAT_TEMPLATE,
+        model_max_length=8192,
+    )
+
+
+def _corpus(seed: int) -> Iterator[str]:
+    """Texts of training pages, both kinds of answer."""
+    rng = np.random.default_rng([seed, 1])
+    for index in range(6000):
+        page = make_page(rng, LADDER[3 + index % (len(LADDER) - 3)], held_out=False).page
+        yield page.html() if index % 8 == 0 else page.markdown()
+
+
+def _configs(tokenizer: PreTrainedTokenizerFast) -> dict[str, dict[str, Any]]:
+    ids = tokenizer.get_added_vocab()
+    image = {
+        **{"patch_size": 16, "temporal_patch_size": 2, "merge_size": 2},
+        **{"image_mean": [0.5] * 3, "image_std": [0.5] * 3, "do_convert_rgb": True, "resample": 3},
+    }
+    pixels_of_token = 32 * 32
+    return {
+        "config.json": {
+            "architectures": ["Qwen3VLForConditionalGeneration"],
+            "model_type": "qwen3_vl",
+            "dtype": "bfloat16",
+            "tie_word_embeddings": True,
+            "image_token_id": ids["<|image_pad|>"],
+            "video_token_id": ids["<|video_pad|>"],
+            "vision_start_token_id": ids["<|vision_start|>"],
+            "vision_end_token_id": ids["<|vision_end|>"],
+            "text_config": {
+                "model_type": "qwen3_vl_text",
+                "dtype": "bfloat16",
+                "vocab_size": len(tokenizer),
+                "hidden_size": 256,
+                "intermediate_size": 768,
+                "num_hidden_layers": 4,
+                "num_attention_heads": 4,
+                "num_key_value_heads": 2,
+                "head_dim": 64,
+                "hidden_act": "silu",
+                "attention_bias": False,
+                "attention_dropout": 0.0,
+                "rms_norm_eps": 1e-6,
+                "max_position_embeddings": 8192,
+                "bos_token_id": ids["<|endoftext|>"],
+                "eos_token_id": ids["<|im_end|>"],
+                "initializer_range": 0.02,
+                "use_cache": True,
+                "rope_theta": 100000.0,
+                "rope_scaling": {"rope_type": "default", "mrope_interleaved": True, "mrope_section": [12, 10, 10]},
+            },
+            "vision_config": {
+                "model_type": "qwen3_vl",
+                "depth": 6,
+                "hidden_size": 128,
+                "intermediate_size": 512,
+                "num_heads": 4,
+                "in_channels": 3,
+                "patch_size": 16,
+                "temporal_patch_size": 2,
+                "spatial_merge_size": 2,
+                "num_position_embeddings": 2304,
+                "out_hidden_size": 256,
+                "deepstack_visual_indexes": [1, 3],
+                "hidden_act": "gelu_pytorch_tanh",
+                "initializer_range": 0.02,
+            },
+        },
+        "generation_config.json": {
+            "do_sample": False,
+            "bos_token_id": ids["<|endoftext|>"],
+            "pad_token_id": ids["<|endoftext|>"],
+            "eos_token_id": [ids["<|im_end|>"], ids["<|endoftext|>"]],
+        },
+        "preprocessor_config.json": {
+            "image_processor_type": "Qwen2VLImageProcessorFast",
+            "processor_class": "Qwen3VLProcessor",
+            "size": {"shortest_edge": 8 * pixels_of_token, "longest_edge": 768 * pixels_of_token},
+            **image,
+        },
+        "video_preprocessor_config.json": {
+            "video_processor_type": "Qwen3VLVideoProcessor",
+            "processor_class": "Qwen3VLProcessor",
+            "size": {"shortest_edge": 4 * pixels_of_token, "longest_edge": 1536 * pixels_of_token},
+            "fps": 2,
+            "min_frames": 4,
+            "max_frames": 256,
+            **image,
+        },
+    }
+
+
+def initialise(network: Qwen3VL, *, seed: int) -> None:
+    """Normal with deviation 0.02 (less where a residual branch ends), norms one, biases zero."""
+    generator = torch.Generator().manual_seed(seed)
+    layers = network.config.vision.depth + network.config.text.num_hidden_layers
+    with torch.no_grad():
+        for name, parameter in network.named_parameters():
+            if "norm" in name and name.endswith("weight"):
+                parameter.fill_(1.0)
+            elif parameter.ndim == 1:
+                parameter.zero_()
+            else:
+                is_branch_end = name.endswith(("o_proj.weight", "down_proj.weight", "attn.proj.weight", "fc2.weight"))
+                deviation = 0.02 / (2 * layers) ** 0.5 if is_branch_end and "merger" not in name else 0.02
+                parameter.normal_(0.0, deviation, generator=generator)

@@ -1,0 +1,232 @@
+"""Trains the demonstration checkpoint: `python -m jobs.train_demo --minutes 60`. Run it again and it goes on.
+
+The curriculum climbs the ladder of `jobs.samples`: short lines first, the next rung joins when the newest one is read
+well enough (teacher-forced accuracy of held-out tokens), and all earlier rungs stay in the mix. The forward pass is the
+project's own network, so training also proves it.
+"""
+
+import argparse
+import json
+import multiprocessing
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from multiprocessing.queues import Queue
+from multiprocessing.sharedctypes import Synchronized
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from jobs.demo_checkpoint import write_new_checkpoint
+from jobs.sample_truth import SamplePage
+from jobs.samples import LADDER, render_batch
+from model.attention import PackedCausal
+from model.processor import Processor
+from model.qwen3_vl import Qwen3VL
+from model.request import Frames, Prompt, Sampling
+from model.weights import from_pretrained, save_weights
+
+PEAK_LEARNING_RATE = 1e-3
+WARM_UP_STEPS = 300
+PASS_MARK = 0.9  # accuracy on the newest rung that lets the next one in
+HTML_FROM_RUNG = 4  # the rungs that also ask for `qwenvl html`
+INSTRUCTIONS = {"markdown": "qwenvl markdown", "html": "qwenvl html"}
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingBatch:
+    """Pages of one size with their answers, packed. N tokens of all pages, P patches."""
+
+    rung: int
+    token_ids_N: np.ndarray
+    positions_3N: np.ndarray
+    is_answer_N: np.ndarray  # the tokens the network has to predict
+    lengths: list[int]
+    patches_PC: np.ndarray
+    grids_G3: list[tuple[int, int, int]]
+
+
+@dataclass
+class Progress:
+    """What a later run needs to go on."""
+
+    step: int = 0
+    rung: int = 0
+    pages: int = 0
+    seconds: float = 0.0
+    accuracy: float = 0.0  # running, on held-out pages of the newest rung
+
+
+def make_batch(
+    processor: Processor, rng: np.random.Generator, rung: int, *, held_out: bool, token_budget: int
+) -> TrainingBatch:
+    """Pages of one random size of a rung, as many as the budget of visual tokens allows."""
+    difficulty = LADDER[rung]
+    width, height = difficulty.sizes[int(rng.integers(len(difficulty.sizes)))]
+    count = max(1, token_budget // (width * height // processor.pixel_multiple**2 + 24))
+    kind = "html" if rung >= HTML_FROM_RUNG and rng.random() < 0.2 else "markdown"
+    pages = render_batch(rng, difficulty, count, held_out=held_out, size=(width, height))
+    prompts = [_with_answer(processor, page, pixels, kind) for page, pixels in pages]
+    return TrainingBatch(
+        rung=rung,
+        token_ids_N=np.concatenate([prompt.token_ids_T for prompt, _ in prompts]),
+        positions_3N=np.concatenate([prompt.positions_3T for prompt, _ in prompts], axis=1),
+        is_answer_N=np.concatenate([np.arange(len(prompt.token_ids_T)) >= start for prompt, start in prompts]),
+        lengths=[len(prompt.token_ids_T) for prompt, _ in prompts],
+        patches_PC=np.concatenate([prompt.patches_PC for prompt, _ in prompts]),
+        grids_G3=[tuple(grid) for prompt, _ in prompts for grid in prompt.grids_G3.tolist()],
+    )
+
+
+def _with_answer(processor: Processor, page: SamplePage, pixels: np.ndarray, kind: str) -> tuple[Prompt, int]:
+    """The prompt of a page followed by its true answer and the end token, and where the answer starts."""
+    prompt = processor.encode("", [Frames(pixels[None]), INSTRUCTIONS[kind]], Sampling())
+    answer = page.html() if kind == "html" else page.markdown()
+    answer_ids = [*processor.tokenizer.encode(answer, add_special_tokens=False), processor.tokenizer.eos_token_id]
+    start = len(prompt.token_ids_T)
+    positions = prompt.next_position + np.arange(len(answer_ids), dtype=np.int32)
+    whole = Prompt(
+        key=prompt.key,
+        token_ids_T=np.concatenate([prompt.token_ids_T, np.array(answer_ids, dtype=np.int32)]),
+        positions_3T=np.concatenate([prompt.positions_3T, np.tile(positions, (3, 1))], axis=1),
+        next_position=prompt.next_position + len(answer_ids),
+        patches_PC=prompt.patches_PC,
+        grids_G3=prompt.grids_G3,
+        sampling=prompt.sampling,
+    )
+    return whole, start
+
+
+def answer_loss(network: Qwen3VL, batch: TrainingBatch) -> tuple[torch.Tensor, float]:
+    """Mean cross-entropy of the answers' tokens, and the share of them that were the most likely one."""
+    token_ids_N = torch.from_numpy(batch.token_ids_N).long()
+    visual = network.look(torch.from_numpy(batch.patches_PC), batch.grids_G3)
+    hidden_NE = network(token_ids_N, torch.from_numpy(batch.positions_3N), PackedCausal(batch.lengths), visual)
+    predicted = torch.from_numpy(batch.is_answer_N).nonzero().squeeze(1)
+    logits = network.logits(hidden_NE[predicted - 1])
+    targets = token_ids_N[predicted]
+    accuracy = (logits.argmax(-1) == targets).float().mean().item()
+    return F.cross_entropy(logits, targets), accuracy
+
+
+def produce(
+    folder: str,
+    rung: "Synchronized[int]",
+    queue: "Queue[tuple[bool, TrainingBatch]]",
+    seed: int,
+    budget: int,
+) -> None:
+    """The generator's process: batches for ever; every tenth is a held-out one of the newest rung."""
+    processor = Processor.from_pretrained(folder)
+    rng = np.random.default_rng([seed, time.time_ns()])
+    for number in range(sys.maxsize):
+        newest = rung.value
+        held_out = number % 10 == 9
+        chosen = newest if held_out or rng.random() < 0.6 else int(rng.integers(newest + 1))
+        queue.put((held_out, make_batch(processor, rng, chosen, held_out=held_out, token_budget=budget)))
+
+
+def batches(folder: Path, rung: "Synchronized[int]", budget: int) -> Iterator[tuple[bool, TrainingBatch]]:
+    context = multiprocessing.get_context("spawn")
+    queue = context.Queue(maxsize=8)
+    maker = context.Process(target=produce, args=(str(folder), rung, queue, 0, budget), daemon=True)
+    maker.start()
+    while True:
+        yield queue.get()
+
+
+def train(work: Path, *, minutes: float, budget: int, log_every: int) -> None:
+    """Goes on from `work` (made new when it is empty) for so many minutes; writes the checkpoint there every few."""
+    checkpoint, state_file = work / "checkpoint", work / "state.pt"
+    if not (checkpoint / "model.safetensors").is_file():
+        write_new_checkpoint(checkpoint, seed=0)
+    network = from_pretrained(str(checkpoint), dtype=torch.float32).train().requires_grad_(True)
+    matrices = [parameter for parameter in network.parameters() if parameter.ndim > 1]
+    vectors = [parameter for parameter in network.parameters() if parameter.ndim == 1]
+    optimizer = torch.optim.AdamW(
+        [{"params": matrices, "weight_decay": 0.02}, {"params": vectors, "weight_decay": 0.0}],
+        betas=(0.9, 0.98),
+        fused=True,
+    )
+    progress = Progress()
+    if state_file.is_file():
+        state = torch.load(state_file, weights_only=True)
+        network.load_state_dict(state["network"])
+        optimizer.load_state_dict(state["optimizer"])
+        progress = Progress(**state["progress"])
+    rung = multiprocessing.get_context("spawn").Value("i", progress.rung)
+    started, saved, last = time.monotonic(), time.monotonic(), time.monotonic()
+    losses: list[float] = []
+    for held_out, batch in batches(checkpoint, rung, budget):
+        if held_out:
+            _examine(network, batch, progress)
+            rung.value = progress.rung
+            continue
+        left = 1 - (time.monotonic() - started) / (60 * minutes)
+        for group in optimizer.param_groups:
+            # Warm-up, then full speed, then down to nothing in the last fifth of the time.
+            group["lr"] = PEAK_LEARNING_RATE * min(1, (progress.step + 1) / WARM_UP_STEPS, max(left, 0.0) * 5)
+        loss, _ = answer_loss(network, batch)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
+        optimizer.step()
+        progress.step += 1
+        progress.pages += len(batch.lengths)
+        losses.append(loss.item())
+        if progress.step % log_every == 0:
+            now = time.monotonic()
+            progress.seconds, last = progress.seconds + now - last, now
+            print(
+                f"step {progress.step} · {progress.pages} pages · {progress.seconds / 60:.1f} min · "
+                f"rung {progress.rung} {LADDER[progress.rung].name} · loss {np.mean(losses):.3f} · "
+                f"held-out accuracy {progress.accuracy:.3f}",
+                flush=True,
+            )
+            losses.clear()
+        if time.monotonic() - saved > 120 or left <= 0:
+            _save(network, optimizer, progress, checkpoint, state_file)
+            saved = time.monotonic()
+        if left <= 0:
+            return
+
+
+@torch.no_grad()
+def _examine(network: Qwen3VL, batch: TrainingBatch, progress: Progress) -> None:
+    """A held-out batch of the newest rung: its accuracy enters the running mean, and may open the next rung."""
+    if batch.rung != progress.rung:
+        return
+    _, accuracy = answer_loss(network, batch)
+    progress.accuracy = 0.95 * progress.accuracy + 0.05 * accuracy
+    if progress.accuracy >= PASS_MARK and progress.rung + 1 < len(LADDER):
+        progress.rung += 1
+        progress.accuracy = 0.0
+
+
+def _save(
+    network: Qwen3VL, optimizer: torch.optim.Optimizer, progress: Progress, checkpoint: Path, state_file: Path
+) -> None:
+    state = {"network": network.state_dict(), "optimizer": optimizer.state_dict(), "progress": asdict(progress)}
+    torch.save(state, state_file.with_suffix(".new"))
+    state_file.with_suffix(".new").replace(state_file)
+    save_weights(network, checkpoint, torch.bfloat16)
+    (checkpoint / "training.json").write_text(json.dumps(asdict(progress), indent=2) + "\n")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--work", type=Path, default=Path("training"), help="folder of checkpoint and optimizer state")
+    parser.add_argument("--minutes", type=float, default=60, help="how long to train this time (default: 60)")
+    parser.add_argument("--token-budget", type=int, default=1024, help="tokens of one batch (default: 1024)")
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads of the network (default: 1)")
+    parser.add_argument("--log-every", type=int, default=50, help="steps between two lines of the log (default: 50)")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    train(options.work, minutes=options.minutes, budget=options.token_budget, log_every=options.log_every)
+
+
+if __name__ == "__main__":
+    main()
