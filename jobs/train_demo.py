@@ -6,9 +6,10 @@ project's own network, so training also proves it.
 """
 
 import argparse
+import contextlib
 import json
 import multiprocessing
-import sys
+import queue as queue_module
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -85,7 +86,8 @@ def _with_answer(processor: Processor, page: SamplePage, pixels: np.ndarray, kin
     """The prompt of a page followed by its true answer and the end token, and where the answer starts."""
     prompt = processor.encode("", [Frames(pixels[None]), INSTRUCTIONS[kind]], Sampling())
     answer = page.html() if kind == "html" else page.markdown()
-    answer_ids = [*processor.tokenizer.encode(answer, add_special_tokens=False), processor.tokenizer.eos_token_id]
+    tokenizer = processor.tokenizer
+    answer_ids = [*tokenizer.encode(answer, add_special_tokens=False).ids, tokenizer.token_to_id("<|im_end|>")]
     start = len(prompt.token_ids_T)
     positions = prompt.next_position + np.arange(len(answer_ids), dtype=np.int32)
     whole = Prompt(
@@ -122,11 +124,16 @@ def produce(
     """The generator's process: batches for ever; every tenth is a held-out one of the newest rung."""
     processor = Processor.from_pretrained(folder)
     rng = np.random.default_rng([seed, time.time_ns()])
-    for number in range(sys.maxsize):
+    trainer = multiprocessing.parent_process()
+    number = 0
+    while trainer is None or trainer.is_alive():
         newest = rung.value
         held_out = number % 10 == 9
         chosen = newest if held_out or rng.random() < 0.6 else int(rng.integers(newest + 1))
-        queue.put((held_out, make_batch(processor, rng, chosen, held_out=held_out, token_budget=budget)))
+        batch = make_batch(processor, rng, chosen, held_out=held_out, token_budget=budget)
+        number += 1
+        with contextlib.suppress(queue_module.Full):  # look now and then whether the trainer is still there
+            queue.put((held_out, batch), timeout=10)
 
 
 def batches(folder: Path, rung: "Synchronized[int]", budget: int) -> Iterator[tuple[bool, TrainingBatch]]:

@@ -9,13 +9,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from huggingface_hub import snapshot_download
+from jinja2 import Template
+from jinja2.sandbox import ImmutableSandboxedEnvironment
 from numpy.typing import NDArray
 from PIL import Image
-from transformers import AutoTokenizer
+from tokenizers import Tokenizer
 
 from model.config import ModelConfig, read_config
 from model.positions import mrope_positions
@@ -75,12 +76,37 @@ def checkpoint_folder(model: str) -> Path:
         raise ValueError(f"model {model!r} is no folder here and could not be had from the hub: {error}") from error
 
 
+def read_tokenizer(folder: Path) -> Tokenizer:
+    """The checkpoint's tokenizer, for which `<|image_pad|>` in a text is 13 characters and not an image."""
+    path = folder / "tokenizer.json"
+    if not path.is_file():
+        raise ValueError(f"{folder} has no tokenizer.json")
+    tokenizer = Tokenizer.from_file(str(path))
+    tokenizer.encode_special_tokens = True
+    return tokenizer
+
+
+def read_chat_template(folder: Path) -> Template:
+    """The checkpoint's chat template, from whichever of the three places it is kept in."""
+    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
+    plain = folder / "chat_template.jinja"
+    if plain.is_file():
+        return environment.from_string(plain.read_text())
+    for name in ("chat_template.json", "tokenizer_config.json"):
+        path = folder / name
+        source = json.loads(path.read_text()).get("chat_template") if path.is_file() else None
+        if source:
+            return environment.from_string(source)
+    raise ValueError(f"{folder} has no chat template")
+
+
 @dataclass(frozen=True)
 class Processor:
     """Makes Prompts for one checkpoint, with its own tokenizer, chat template and sizes."""
 
     config: ModelConfig
-    tokenizer: Any  # a transformers fast tokenizer
+    tokenizer: Tokenizer
+    chat_template: Template
     min_image_pixels: int
     max_image_pixels: int
 
@@ -94,7 +120,8 @@ class Processor:
         sizes = json.loads(sizes_file.read_text())
         return cls(
             config=read_config(folder),
-            tokenizer=AutoTokenizer.from_pretrained(str(folder)),
+            tokenizer=read_tokenizer(folder),
+            chat_template=read_chat_template(folder),
             min_image_pixels=sizes["size"]["shortest_edge"],
             max_image_pixels=sizes["size"]["longest_edge"],
         )
@@ -171,11 +198,11 @@ class Processor:
             else {"type": "image" if part.seconds is None else "video"}
             for part in content
         ]
-        rendered = self.tokenizer.apply_chat_template(
-            [{"role": "user", "content": parts}], tokenize=False, add_generation_prompt=True
+        rendered = self.chat_template.render(
+            messages=[{"role": "user", "content": parts}], add_generation_prompt=True, tools=None
         )
         frames = iter([part for part in content if isinstance(part, Frames)])
-        special_ids = self.tokenizer.get_added_vocab()
+        special_ids = {token.content: id for id, token in self.tokenizer.get_added_tokens_decoder().items()}
         pieces: list[str | int | Frames] = []
         for piece in re.split("(" + "|".join(re.escape(token) for token in special_ids) + ")", rendered):
             if piece not in special_ids:
@@ -187,8 +214,7 @@ class Processor:
         return pieces
 
     def _text_tokens(self, text: str) -> list[int]:
-        """User text must never become a special token: `<|image_pad|>` on a page is 13 characters, not an image."""
-        return self.tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)
+        return self.tokenizer.encode(text, add_special_tokens=False).ids
 
     def _visual_tokens(self, frames: Frames) -> list[int]:
         """What stands between <|vision_start|> and <|vision_end|> of the template: the image's tokens, or for every

@@ -1,0 +1,31 @@
+# Every target sets up what it needs in .venv first; only Python 3.11 or 3.12 and pip have to be there.
+PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v python3)
+BIN := .venv/bin
+export RAY_USAGE_STATS_ENABLED := 0
+
+.PHONY: demo test lint format bench clean
+demo: .venv/ready ## parse sample documents with the embedded model and show the result
+	$(BIN)/python -m jobs.demo demo-output
+
+test: .venv/ready ## run the tests
+	$(BIN)/python -m pytest
+
+lint: .venv/ready ## style and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: .venv/ready
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: .venv/ready ## the engine beside transformers.generate on the same pages
+	$(BIN)/python -m jobs.bench
+
+.venv/ready: pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check ".[dev]"
+	touch $@
+
+clean:
+	rm -rf .venv demo-output
