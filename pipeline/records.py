@@ -1,0 +1,225 @@
+"""The nouns of the pipeline: Asset -> Unit -> Page -> Prompt -> Completion -> PageRow, and what can go wrong.
+
+Frozen values inside a process; `tables` says how they look in Arrow. Boxes everywhere: (left, top, right, bottom), 0 to
+1, origin top left, in the upright page as displayed (after /Rotate, CropBox, EXIF).
+"""
+
+import hashlib
+from dataclasses import dataclass
+from enum import StrEnum
+
+import numpy as np
+from numpy.typing import NDArray
+
+Box = tuple[float, float, float, float]
+
+
+class Stage(StrEnum):
+    """Where something went wrong."""
+
+    LIST = "list"
+    READ = "read"
+    OPEN = "open"
+    RENDER = "render"
+    INFER = "infer"
+    PARSE = "parse"
+
+
+class ErrorCode(StrEnum):
+    """Why an input or a page could not be done. The strings are stable: they stand in the tables."""
+
+    NOT_FOUND = "not_found"
+    ACCESS_DENIED = "access_denied"
+    THROTTLED = "throttled"
+    READ_TIMEOUT = "read_timeout"
+    CHANGED_DURING_RUN = "changed_during_run"
+    EMPTY_FILE = "empty_file"
+    UNSUPPORTED_TYPE = "unsupported_type"
+    ENCRYPTED = "encrypted"
+    WRONG_PASSWORD = "wrong_password"
+    CORRUPT = "corrupt"
+    NO_PAGES = "no_pages"
+    PAGE_LOAD_FAILED = "page_load_failed"
+    ZERO_SIZE_PAGE = "zero_size_page"
+    PAGE_TOO_LARGE = "page_too_large"
+    IMAGE_BOMB = "image_bomb"
+    TOO_MANY_PAGES = "too_many_pages"
+    RENDER_TIMEOUT = "render_timeout"
+    RENDER_CRASH = "render_crash"
+    RENDER_OOM = "render_oom"
+    INFER_REJECTED = "infer_rejected"
+    OUTPUT_TRUNCATED = "output_truncated"
+    OUTPUT_UNPARSEABLE = "output_unparseable"
+
+    @property
+    def retryable(self) -> bool:
+        """Whether trying the same input again may help."""
+        return self in _RETRYABLE
+
+
+_RETRYABLE = frozenset(
+    {
+        ErrorCode.ACCESS_DENIED,
+        ErrorCode.THROTTLED,
+        ErrorCode.READ_TIMEOUT,
+        ErrorCode.CHANGED_DURING_RUN,
+        ErrorCode.RENDER_TIMEOUT,
+        ErrorCode.RENDER_CRASH,
+        ErrorCode.RENDER_OOM,
+    }
+)
+
+
+class DocumentStatus(StrEnum):
+    OK = "ok"  # every page wanted is ok or blank
+    PARTIAL = "partial"  # some page failed or was cut off
+    FAILED = "failed"  # it could not be opened, or no page could be read
+
+
+class PageStatus(StrEnum):
+    OK = "ok"
+    BLANK = "blank"  # recognised before the model: nothing to read
+    TRUNCATED = "truncated"  # the answer reached max_new_tokens
+    FAILED = "failed"
+    SKIPPED = "skipped"  # outside the page ranges the job asked for
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """What could not be done, and why, in words a user can act on. Never contains a password."""
+
+    stage: Stage
+    code: ErrorCode
+    message: str
+
+
+class BadInput(Exception):  # noqa: N818 - a state of the input, not an error of ours
+    """An input (or one page of it) cannot be processed: it becomes a row, never a crash."""
+
+    def __init__(self, stage: Stage, code: ErrorCode, message: str) -> None:
+        super().__init__(stage, code, message)  # all three: the exception must survive pickling
+        self.failure = Failure(stage, code, message)
+
+    def __str__(self) -> str:
+        return f"{self.failure.stage}: {self.failure.code}: {self.failure.message}"
+
+
+def stable_id(*parts: str) -> str:
+    """32 hex digits that depend on nothing but the parts."""
+    return hashlib.sha256("\0".join(parts).encode("utf-8", "surrogatepass")).hexdigest()[:32]
+
+
+@dataclass(frozen=True, slots=True)
+class Asset:
+    """One object to process: a file or an object-store key, in one version."""
+
+    uri: str
+    size: int  # bytes
+    etag: str  # the store's version token; on a file system "size-mtime_ns"
+    user: tuple[tuple[str, str], ...] = ()  # columns of the manifest, carried through
+
+    @property
+    def asset_id(self) -> str:
+        return stable_id(self.uri, self.etag)
+
+
+@dataclass(frozen=True, slots=True)
+class Unit:
+    """What Ray moves: pages `first` to `last` (1-based, inclusive) of one asset, bounded in pixels."""
+
+    asset_id: str
+    uri: str
+    size: int
+    etag: str
+    first: int
+    last: int
+    tokens: int  # visual tokens these pages will cost, estimated from their sizes
+
+    @property
+    def unit_id(self) -> str:
+        return stable_id(self.asset_id, str(self.first), str(self.last))
+
+
+@dataclass(frozen=True, slots=True)
+class Word:
+    """A word (or run of glyphs) of a page's own text layer."""
+
+    text: str
+    box: Box
+
+
+@dataclass(frozen=True, slots=True)
+class PageFacts:
+    """What decoding says about a page besides its pixels."""
+
+    page_no: int  # 1-based, the number in the source file, never renumbered
+    label: str  # the printed page label of the PDF, or ""
+    width_pt: float  # of the upright page as displayed; for images one pixel is one point
+    height_pt: float
+    rotation: int  # degrees clockwise that were applied to make it upright: /Rotate or EXIF
+    rendered_width: int  # pixels, all tiles together
+    rendered_height: int
+    tile_boxes: tuple[Box, ...]  # one for each tile, top to bottom or left to right; (0, 0, 1, 1) alone when not tiled
+    words: tuple[Word, ...]  # the text layer in the file's order; empty for images and scans
+    ink_ratio: float  # share of pixels clearly darker (or lighter) than the paper
+    edge_density: float  # share of neighbouring pixels that differ by more than 40 of 255
+    is_blank: bool
+    flags: tuple[str, ...]  # e.g. "missing_fonts", "has_forms", "has_xfa"
+    decode_ms: float
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """A rendered page: its facts and one uint8 RGB image [H, W, 3] for each tile, sides multiples of 32."""
+
+    facts: PageFacts
+    tiles: tuple[NDArray[np.uint8], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """A piece of a page in reading order."""
+
+    order: int
+    type: str  # title, section_header, paragraph, list_item, table, picture, chart, formula, code, caption, footnote,
+    # page_header, page_footer, page_number, form, other
+    level: int  # heading level, list depth; 0 where it has no meaning
+    text: str  # plain text
+    html: str  # of tables; "" otherwise
+    box: Box | None
+    box_source: str  # model, text_layer, none
+    char_start: int  # span in the page's markdown
+    char_end: int
+
+
+@dataclass(frozen=True, slots=True)
+class PageRow:
+    """One row of the pages table, with its blocks."""
+
+    doc_id: str
+    page_no: int
+    page_label: str
+    status: PageStatus
+    failure: Failure | None
+    flags: tuple[str, ...]
+    width_pt: float
+    height_pt: float
+    rotation: int
+    rendered_width: int
+    rendered_height: int
+    tiles: int
+    markdown: str
+    html: str
+    text_layer: str
+    ink_ratio: float
+    edge_density: float
+    finish_reason: str  # "" when the model was not asked
+    mean_logprob: float  # 0 when the model was not asked
+    min_logprob: float
+    tokens_in: int
+    tokens_out: int
+    decode_ms: float
+    queue_ms: float
+    infer_ms: float
+    raw_output: str  # what the model wrote, when the job keeps it; otherwise ""
+    blocks: tuple[Block, ...]
