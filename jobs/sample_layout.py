@@ -79,6 +79,12 @@ def random_style(draw: random.Random, size: float) -> Style:
     return Style(family, body, size, leading, gap, is_justified=draw.random() < 0.25)
 
 
+def plain_style(size: float) -> Style:
+    """Helvetica, regular, ragged."""
+    family = font_families()[0]
+    return Style(family, family.regular, size, leading=1.25 * size, gap=0.6 * size, is_justified=False)
+
+
 class PageBuilder:
     """Puts block under block, column after column; each method that adds a block returns whether it fitted."""
 

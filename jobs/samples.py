@@ -14,7 +14,7 @@ from PIL import Image, ImageFilter
 from reportlab.lib.utils import ImageReader
 from reportlab.pdfgen.canvas import Canvas
 
-from jobs.sample_layout import LEADING, Color, DrawnPage, Finish, PageBuilder, Style, random_style
+from jobs.sample_layout import LEADING, Color, DrawnPage, Finish, PageBuilder, Style, plain_style, random_style
 from jobs.sample_text import TextSource
 from jobs.sample_truth import SamplePage
 
@@ -39,7 +39,27 @@ class Difficulty:
     aged: float = 0.3
     blank: float = 0.02
     max_skew_degrees: float = 2.0
+    is_plain: bool = False  # one typeface, words and numbers only, black on white, straight
 
+
+# Where reading starts, and what the demo documents are made of.
+PLAIN_LADDER = (
+    Difficulty("plain_lines", ((256, 64), (256, 96)), (15, 17), (2, 4), (1, 1), is_plain=True),
+    Difficulty("plain_paragraphs", ((256, 128), (320, 160), (320, 192)), (15, 17), (1, 4), (1, 3), is_plain=True),
+    Difficulty(
+        "plain_pages",
+        ((320, 256), (384, 320)),
+        (15, 17),
+        (1, 4),
+        (2, 5),
+        headings=0.25,
+        lists=0.25,
+        tables=0.1,
+        titles=0.5,
+        page_numbers=0.3,
+        is_plain=True,
+    ),
+)
 
 LADDER = (
     Difficulty("word", ((256, 32), (256, 64)), (12, 24), (1, 1), (1, 1), (0.1, 0.5)),
@@ -119,15 +139,18 @@ def make_page(
     width, height = size or draw.choice(difficulty.sizes)
     margin = draw.uniform(3, max(4.0, 0.07 * min(width, height)))
     largest = min(difficulty.font_sizes[1], (height - 2 * margin) / (difficulty.lines[0] * LEADING))
-    style = random_style(draw, draw.uniform(min(difficulty.font_sizes[0], largest), largest))
-    text = TextSource(draw, held_out=held_out)
+    font_size = draw.uniform(min(difficulty.font_sizes[0], largest), largest)
+    style = plain_style(font_size) if difficulty.is_plain else random_style(draw, font_size)
+    text = TextSource(draw, held_out=held_out, is_plain=difficulty.is_plain)
     builder = PageBuilder(draw, text, style, width=width, height=height, margin=margin)
     skew_degrees = 0.0
     if draw.random() >= difficulty.blank:
         _fill(builder, draw, difficulty)
-        if draw.random() < difficulty.skewed:  # never so far that ink leaves the page
+        if not difficulty.is_plain and draw.random() < difficulty.skewed:  # never so far that ink leaves the page
             room = math.degrees(math.atan(0.6 * margin / (0.5 * max(width, height))))
             skew_degrees = draw.uniform(-1, 1) * min(room, difficulty.max_skew_degrees)
+    if difficulty.is_plain:
+        return builder.finished(Finish())
     return builder.finished(Finish(_ink(draw), _paper(draw), skew_degrees, is_aged=draw.random() < difficulty.aged))
 
 
@@ -177,9 +200,27 @@ def render_batch(
     rng: np.random.Generator, difficulty: Difficulty, count: int, *, held_out: bool, size: tuple[int, int] | None = None
 ) -> list[tuple[SamplePage, NDArray[np.uint8]]]:
     """Pages with their pixels, uint8 RGB [height, width, 3]; all of one (width, height) where `size` is given."""
+    rendered = render_with_glyphs(rng, difficulty, count, held_out=held_out, size=size)
+    return [(page, pixels) for page, pixels, _ in rendered]
+
+
+@dataclass(frozen=True, slots=True)
+class Glyph:
+    """A printed character and the middle of its box, in pixels from the top left."""
+
+    character: str
+    x: float
+    y: float
+
+
+def render_with_glyphs(
+    rng: np.random.Generator, difficulty: Difficulty, count: int, *, held_out: bool, size: tuple[int, int] | None = None
+) -> list[tuple[SamplePage, NDArray[np.uint8], list[Glyph]]]:
+    """`render_batch`, and where every character of a page was printed."""
     drawn = [make_page(rng, difficulty, held_out=held_out, size=size) for _ in range(count)]
-    rendered = zip(drawn, render(write_pdf(drawn)), strict=True)
-    return [(page.page, age(rng, pixels) if page.finish.is_aged else pixels) for page, pixels in rendered]
+    pdf = write_pdf(drawn)
+    rendered = zip(drawn, render(pdf), glyphs(pdf), strict=True)
+    return [(page.page, age(rng, pixels) if page.finish.is_aged else pixels, found) for page, pixels, found in rendered]
 
 
 def write_pdf(pages: Sequence[DrawnPage]) -> bytes:
@@ -240,6 +281,24 @@ def render(pdf: bytes) -> Iterator[NDArray[np.uint8]]:
     try:
         for page in document:
             yield page.render(scale=1.0, rev_byteorder=True).to_numpy().copy()
+            page.close()
+    finally:
+        document.close()
+
+
+def glyphs(pdf: bytes) -> Iterator[list[Glyph]]:
+    """The characters of each page's text layer, spaces left out, at scale 1.0."""
+    document = pypdfium2.PdfDocument(pdf)
+    try:
+        for page in document:
+            height, text = page.get_height(), page.get_textpage()
+            found = []
+            for index, character in enumerate(text.get_text_range()):
+                if not character.isspace():
+                    left, bottom, right, top = text.get_charbox(index)
+                    found.append(Glyph(character, (left + right) / 2, height - (bottom + top) / 2))
+            yield found
+            text.close()
             page.close()
     finally:
         document.close()

@@ -3,6 +3,10 @@
 The curriculum climbs the ladder of `jobs.samples`: short lines first, the next rung joins when the newest one is read
 well enough (teacher-forced accuracy of held-out tokens), and all earlier rungs stay in the mix. The forward pass is the
 project's own network, so training also proves it.
+
+Beside the answer, a linear probe on the visual tokens has to name the characters printed in each quarter of a token. It
+is thrown away in the end, but it teaches the tower to see letters long before the decoder knows where to look; the
+first steps train the tower by it alone, on dense text, which costs a fraction of a whole step.
 """
 
 import argparse
@@ -20,20 +24,28 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 from jobs.demo_checkpoint import write_new_checkpoint
 from jobs.sample_truth import SamplePage
-from jobs.samples import LADDER, render_batch
+from jobs.samples import LADDER, PLAIN_LADDER, Glyph, render_with_glyphs
 from model.attention import PackedCausal
 from model.processor import Processor
 from model.qwen3_vl import Qwen3VL
 from model.request import Frames, Prompt, Sampling
 from model.weights import from_pretrained, save_weights
 
+RUNGS = (*PLAIN_LADDER, *LADDER)
 PEAK_LEARNING_RATE = 1e-3
 WARM_UP_STEPS = 300
 PASS_MARK = 0.9  # accuracy on the newest rung that lets the next one in
-HTML_FROM_RUNG = 4  # the rungs that also ask for `qwenvl html`
+HTML_FROM_RUNG = 7  # the rungs that also ask for `qwenvl html`
+ALPHABET = [chr(code) for code in range(33, 127)]
+QUARTERS = 4  # of a visual token: its 2 x 2 patches
+PROBE_WEIGHT = 0.5
+TOWER_STEPS = 1500  # the first steps: only the vision tower, by the probe
+TOWER_RUNG = 0  # several lines: many letters on few patches
+ONLY_TOWER = -1  # in place of a rung, as long as the tower is trained alone
 INSTRUCTIONS = {"markdown": "qwenvl markdown", "html": "qwenvl html"}
 
 
@@ -48,6 +60,7 @@ class TrainingBatch:
     lengths: list[int]
     patches_PC: np.ndarray
     grids_G3: list[tuple[int, int, int]]
+    glyphs_MQA: np.ndarray  # bool: which of the alphabet is printed in which quarter of each visual token
 
 
 @dataclass
@@ -65,12 +78,13 @@ def make_batch(
     processor: Processor, rng: np.random.Generator, rung: int, *, held_out: bool, token_budget: int
 ) -> TrainingBatch:
     """Pages of one random size of a rung, as many as the budget of visual tokens allows."""
-    difficulty = LADDER[rung]
+    difficulty = RUNGS[rung]
     width, height = difficulty.sizes[int(rng.integers(len(difficulty.sizes)))]
     count = max(1, token_budget // (width * height // processor.pixel_multiple**2 + 24))
     kind = "html" if rung >= HTML_FROM_RUNG and rng.random() < 0.2 else "markdown"
-    pages = render_batch(rng, difficulty, count, held_out=held_out, size=(width, height))
-    prompts = [_with_answer(processor, page, pixels, kind) for page, pixels in pages]
+    pages = render_with_glyphs(rng, difficulty, count, held_out=held_out, size=(width, height))
+    prompts = [_with_answer(processor, page, pixels, kind) for page, pixels, _ in pages]
+    half = processor.pixel_multiple // 2
     return TrainingBatch(
         rung=rung,
         token_ids_N=np.concatenate([prompt.token_ids_T for prompt, _ in prompts]),
@@ -79,7 +93,18 @@ def make_batch(
         lengths=[len(prompt.token_ids_T) for prompt, _ in prompts],
         patches_PC=np.concatenate([prompt.patches_PC for prompt, _ in prompts]),
         grids_G3=[tuple(grid) for prompt, _ in prompts for grid in prompt.grids_G3.tolist()],
+        glyphs_MQA=np.concatenate([_glyphs_of_quarters(found, width // half, height // half) for *_, found in pages]),
     )
+
+
+def _glyphs_of_quarters(found: list[Glyph], columns: int, rows: int) -> np.ndarray:
+    """bool [visual tokens, 4, alphabet]: the characters whose middle lies in each quarter of a token (a patch)."""
+    seen = np.zeros((rows // 2, columns // 2, 2, 2, len(ALPHABET)), dtype=bool)
+    for glyph in found:
+        row, column, letter = int(glyph.y // 16), int(glyph.x // 16), ord(glyph.character) - 33
+        if 0 <= row < rows and 0 <= column < columns and 0 <= letter < len(ALPHABET):
+            seen[row // 2, column // 2, row % 2, column % 2, letter] = True
+    return seen.reshape(-1, QUARTERS, len(ALPHABET))
 
 
 def _with_answer(processor: Processor, page: SamplePage, pixels: np.ndarray, kind: str) -> tuple[Prompt, int]:
@@ -102,8 +127,28 @@ def _with_answer(processor: Processor, page: SamplePage, pixels: np.ndarray, kin
     return whole, start
 
 
-def answer_loss(network: Qwen3VL, batch: TrainingBatch) -> tuple[torch.Tensor, float]:
-    """Mean cross-entropy of the answers' tokens, and the share of them that were the most likely one."""
+class Probe(nn.Linear):
+    """Names the characters in the quarters of visual tokens from the features the decoder gets."""
+
+    def __init__(self, hidden_size: int) -> None:
+        super().__init__(hidden_size, QUARTERS * len(ALPHABET))
+        nn.init.constant_(self.bias, -5.0)  # most characters are nowhere
+
+    def loss(self, embeddings_MO: torch.Tensor, glyphs_MQA: torch.Tensor) -> torch.Tensor:
+        """Binary cross-entropy for each printed character."""
+        logits = self(embeddings_MO).unflatten(-1, (QUARTERS, len(ALPHABET)))
+        total = F.binary_cross_entropy_with_logits(logits, glyphs_MQA.float(), reduction="sum")
+        return total / glyphs_MQA.sum().clamp(min=1)
+
+
+def tower_loss(network: Qwen3VL, probe: Probe, batch: TrainingBatch) -> torch.Tensor:
+    """The probe's loss alone: the decoder is not run."""
+    visual = network.look(torch.from_numpy(batch.patches_PC), batch.grids_G3)
+    return probe.loss(visual.embeddings_MO, torch.from_numpy(batch.glyphs_MQA))
+
+
+def losses_of(network: Qwen3VL, probe: Probe, batch: TrainingBatch) -> tuple[torch.Tensor, torch.Tensor, float]:
+    """Mean cross-entropy of the answers' tokens, the loss of the probe, and the share of tokens guessed right."""
     token_ids_N = torch.from_numpy(batch.token_ids_N).long()
     visual = network.look(torch.from_numpy(batch.patches_PC), batch.grids_G3)
     hidden_NE = network(token_ids_N, torch.from_numpy(batch.positions_3N), PackedCausal(batch.lengths), visual)
@@ -111,7 +156,8 @@ def answer_loss(network: Qwen3VL, batch: TrainingBatch) -> tuple[torch.Tensor, f
     logits = network.logits(hidden_NE[predicted - 1])
     targets = token_ids_N[predicted]
     accuracy = (logits.argmax(-1) == targets).float().mean().item()
-    return F.cross_entropy(logits, targets), accuracy
+    seen = probe.loss(visual.embeddings_MO, torch.from_numpy(batch.glyphs_MQA))
+    return F.cross_entropy(logits, targets), seen, accuracy
 
 
 def produce(
@@ -128,8 +174,11 @@ def produce(
     number = 0
     while trainer is None or trainer.is_alive():
         newest = rung.value
-        held_out = number % 10 == 9
-        chosen = newest if held_out or rng.random() < 0.6 else int(rng.integers(newest + 1))
+        held_out = number % 10 == 9 and newest != ONLY_TOWER
+        if newest == ONLY_TOWER:
+            chosen = TOWER_RUNG
+        else:
+            chosen = newest if held_out or rng.random() < 0.6 else int(rng.integers(newest + 1))
         batch = make_batch(processor, rng, chosen, held_out=held_out, token_budget=budget)
         number += 1
         with contextlib.suppress(queue_module.Full):  # look now and then whether the trainer is still there
@@ -151,8 +200,10 @@ def train(work: Path, *, minutes: float, budget: int, log_every: int) -> None:
     if not (checkpoint / "model.safetensors").is_file():
         write_new_checkpoint(checkpoint, seed=0)
     network = from_pretrained(str(checkpoint), dtype=torch.float32).train().requires_grad_(True)
-    matrices = [parameter for parameter in network.parameters() if parameter.ndim > 1]
-    vectors = [parameter for parameter in network.parameters() if parameter.ndim == 1]
+    probe = Probe(network.config.text.hidden_size)
+    everything = nn.ModuleDict({"network": network, "probe": probe})
+    matrices = [parameter for parameter in everything.parameters() if parameter.ndim > 1]
+    vectors = [parameter for parameter in everything.parameters() if parameter.ndim == 1]
     optimizer = torch.optim.AdamW(
         [{"params": matrices, "weight_decay": 0.02}, {"params": vectors, "weight_decay": 0.0}],
         betas=(0.9, 0.98),
@@ -161,66 +212,73 @@ def train(work: Path, *, minutes: float, budget: int, log_every: int) -> None:
     progress = Progress()
     if state_file.is_file():
         state = torch.load(state_file, weights_only=True)
-        network.load_state_dict(state["network"])
+        everything.load_state_dict(state["everything"])
         optimizer.load_state_dict(state["optimizer"])
         progress = Progress(**state["progress"])
-    rung = multiprocessing.get_context("spawn").Value("i", progress.rung)
+    rung = multiprocessing.get_context("spawn").Value("i", ONLY_TOWER)
     started, saved, last = time.monotonic(), time.monotonic(), time.monotonic()
-    losses: list[float] = []
+    losses: list[tuple[float, float]] = []
     for held_out, batch in batches(checkpoint, rung, budget):
         if held_out:
-            _examine(network, batch, progress)
-            rung.value = progress.rung
+            _examine(network, probe, batch, progress)
             continue
+        rung.value = ONLY_TOWER if progress.step < TOWER_STEPS else progress.rung
         left = 1 - (time.monotonic() - started) / (60 * minutes)
         for group in optimizer.param_groups:
             # Warm-up, then full speed, then down to nothing in the last fifth of the time.
             group["lr"] = PEAK_LEARNING_RATE * min(1, (progress.step + 1) / WARM_UP_STEPS, max(left, 0.0) * 5)
-        loss, _ = answer_loss(network, batch)
+        if progress.step < TOWER_STEPS:
+            seen = tower_loss(network, probe, batch)
+            loss = torch.zeros(())
+        else:
+            loss, seen, _ = losses_of(network, probe, batch)
         optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
+        (loss + PROBE_WEIGHT * seen).backward()
+        torch.nn.utils.clip_grad_norm_(everything.parameters(), 1.0)
         optimizer.step()
         progress.step += 1
         progress.pages += len(batch.lengths)
-        losses.append(loss.item())
+        losses.append((loss.item(), seen.item()))
         if progress.step % log_every == 0:
             now = time.monotonic()
             progress.seconds, last = progress.seconds + now - last, now
+            mean_loss, mean_seen = np.mean(losses, axis=0)
             print(
                 f"step {progress.step} · {progress.pages} pages · {progress.seconds / 60:.1f} min · "
-                f"rung {progress.rung} {LADDER[progress.rung].name} · loss {np.mean(losses):.3f} · "
+                f"rung {progress.rung} {RUNGS[progress.rung].name} · loss {mean_loss:.3f} · probe {mean_seen:.3f} · "
                 f"held-out accuracy {progress.accuracy:.3f}",
                 flush=True,
             )
             losses.clear()
         if time.monotonic() - saved > 120 or left <= 0:
-            _save(network, optimizer, progress, checkpoint, state_file)
+            _save(everything, optimizer, progress, state_file)
+            save_weights(network, checkpoint, torch.bfloat16)
+            (checkpoint / "training.json").write_text(json.dumps(asdict(progress), indent=2) + "\n")
             saved = time.monotonic()
         if left <= 0:
             return
 
 
 @torch.no_grad()
-def _examine(network: Qwen3VL, batch: TrainingBatch, progress: Progress) -> None:
+def _examine(network: Qwen3VL, probe: Probe, batch: TrainingBatch, progress: Progress) -> None:
     """A held-out batch of the newest rung: its accuracy enters the running mean, and may open the next rung."""
     if batch.rung != progress.rung:
         return
-    _, accuracy = answer_loss(network, batch)
+    *_, accuracy = losses_of(network, probe, batch)
     progress.accuracy = 0.95 * progress.accuracy + 0.05 * accuracy
-    if progress.accuracy >= PASS_MARK and progress.rung + 1 < len(LADDER):
+    if progress.accuracy >= PASS_MARK and progress.rung + 1 < len(RUNGS):
         progress.rung += 1
         progress.accuracy = 0.0
 
 
-def _save(
-    network: Qwen3VL, optimizer: torch.optim.Optimizer, progress: Progress, checkpoint: Path, state_file: Path
-) -> None:
-    state = {"network": network.state_dict(), "optimizer": optimizer.state_dict(), "progress": asdict(progress)}
+def _save(everything: nn.Module, optimizer: torch.optim.Optimizer, progress: Progress, state_file: Path) -> None:
+    state = {
+        "everything": everything.state_dict(),
+        "optimizer": optimizer.state_dict(),
+        "progress": asdict(progress),
+    }
     torch.save(state, state_file.with_suffix(".new"))
     state_file.with_suffix(".new").replace(state_file)
-    save_weights(network, checkpoint, torch.bfloat16)
-    (checkpoint / "training.json").write_text(json.dumps(asdict(progress), indent=2) + "\n")
 
 
 def main() -> None:
