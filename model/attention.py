@@ -1,21 +1,26 @@
-"""Attention over packed sequences: what the vision tower and a whole prompt at once need.
+"""Attention over packed sequences (the vision tower, whole prompts) and over the paged key/value cache (the engine).
 
-Letters: N packed positions of all sequences, H query heads, K key heads (H is a multiple of K), D head dimension.
+Letters: N packed positions of all sequences, H query heads, K key heads, G = H / K query heads of one key head, D head
+dimension, S sequences, B blocks of a block table.
 """
 
 from collections.abc import Sequence
-from typing import Literal, Protocol
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor
 
 try:
-    from flash_attn import flash_attn_varlen_func
+    from flash_attn import flash_attn_varlen_func, flash_attn_with_kvcache
 except ImportError:  # an optional extra: checked_implementation says so where it is asked for
-    flash_attn_varlen_func = None
+    flash_attn_varlen_func = flash_attn_with_kvcache = None
 
 AttentionImplementation = Literal["sdpa", "flash_attention_2"]
+FLASH_BLOCK_SIZE = 256  # flash-attn 2 reads paged caches in blocks of a multiple of this
 
 
 class Attention(Protocol):
@@ -36,6 +41,12 @@ def checked_implementation(name: str) -> AttentionImplementation:
     return "flash_attention_2"
 
 
+def device_tensor(values: NDArray[Any], device: torch.device) -> Tensor:
+    """`values` on `device`; to a GPU by pinned memory, so that the host does not wait for the copy."""
+    tensor = torch.from_numpy(values)
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
+
+
 def packed_attention(
     query_NHD: Tensor,
     key_NKD: Tensor,
@@ -47,8 +58,7 @@ def packed_attention(
 ) -> Tensor:
     """Softmax attention inside each of the sequences of `lengths` (they add up to N) -> [N, H, D]."""
     if implementation == "flash_attention_2":
-        counts = torch.tensor([0, *lengths], dtype=torch.int32, device=query_NHD.device)
-        ends = counts.cumsum(0, dtype=torch.int32)
+        ends = device_tensor(_offsets(lengths), query_NHD.device)
         return flash_attn_varlen_func(
             query_NHD, key_NKD, value_NKD, ends, ends, max(lengths), max(lengths), causal=causal
         )
@@ -89,3 +99,205 @@ class PackedCausal:
         return packed_attention(
             query_NHD, key_NKD, value_NKD, self.lengths, causal=True, implementation=self.implementation
         )
+
+
+@dataclass(frozen=True, slots=True)
+class KeyValueCache:
+    """Keys and values of every decoder layer, each [layers, blocks, block size, K, D]."""
+
+    keys: Tensor
+    values: Tensor
+
+    @property
+    def block_size(self) -> int:
+        return self.keys.shape[2]
+
+
+@dataclass(frozen=True, slots=True)
+class CachedChunk:
+    """Tokens `start` to `end` of a sequence whose tokens lie in the blocks of `table`; those before are cached."""
+
+    table: Sequence[int]
+    start: int
+    end: int
+
+    def __len__(self) -> int:
+        return self.end - self.start
+
+
+def paged_attention(
+    cache: KeyValueCache, chunks: Sequence[CachedChunk], implementation: AttentionImplementation
+) -> Attention:
+    """Attention of one forward pass over the cache: each layer's new keys and values are written, and every token sees
+    its own sequence up to itself. The pass packs the tokens of `chunks` in their order, chunks of one token last.
+
+    Raises ValueError for `flash_attention_2` over blocks it cannot read.
+    """
+    num_longs = sum(len(chunk) > 1 for chunk in chunks)
+    longs, singles = chunks[:num_longs], chunks[num_longs:]
+    assert all(len(chunk) == 1 for chunk in singles), "chunks of one token must come last"
+    if implementation == "sdpa":
+        return PagedSdpa(cache, longs, singles)
+    check_block_size(cache.block_size, implementation)
+    return PagedFlash(cache, longs, singles)
+
+
+def check_block_size(block_size: int, implementation: AttentionImplementation) -> None:
+    """Raises ValueError for blocks that `implementation` cannot read."""
+    if implementation == "flash_attention_2" and block_size % FLASH_BLOCK_SIZE:
+        raise ValueError(f"flash_attention_2 needs a block_size that is a multiple of 256, not {block_size}")
+
+
+class PagedSdpa:
+    """The reference, and the way on CPUs: gathers the blocks of a sequence and calls torch's attention.
+
+    Heads are grouped by reshaping the queries; keys are never repeated. Where everything lies is worked out once and
+    used by all layers.
+    """
+
+    def __init__(self, cache: KeyValueCache, longs: Sequence[CachedChunk], singles: Sequence[CachedChunk]) -> None:
+        device = cache.keys.device
+        self._cache = cache
+        self._longs = longs
+        self._slots_N = device_tensor(_slots([*longs, *singles], cache.block_size), device)
+        # A chunk with nothing before it (None) sees only itself and needs no gathering.
+        self._tables = [device_tensor(_tables([c], cache.block_size)[0], device) if c.start else None for c in longs]
+        self._masks = [_causal_mask(c, cache.keys) if c.start else None for c in longs]
+        self._single_tables_SB = device_tensor(_tables(singles, cache.block_size), device)
+        room = self._single_tables_SB.shape[1] * cache.block_size
+        ends_S = device_tensor(np.array([chunk.end for chunk in singles], dtype=np.int64), device)
+        visible_ST = torch.arange(room, device=device) < ends_S[:, None]
+        self._single_mask_S11T = _additive(visible_ST, cache.keys.dtype)[:, None, None]
+
+    def __call__(self, layer: int, query_NHD: Tensor, key_NKD: Tensor, value_NKD: Tensor) -> Tensor:
+        keys, values = _write(self._cache, layer, self._slots_N, key_NKD, value_NKD)
+        outputs = []
+        start = 0
+        for chunk, table_B, mask in zip(self._longs, self._tables, self._masks, strict=True):
+            rows = slice(start, start + len(chunk))
+            key_TKD, value_TKD = key_NKD[rows], value_NKD[rows]
+            if table_B is not None:
+                key_TKD, value_TKD = (_gather(part, table_B[None])[0, : chunk.end] for part in (keys, values))
+            outputs.append(_chunk_attention(query_NHD[rows], key_TKD, value_TKD, mask))
+            start = rows.stop
+        if start < len(query_NHD):
+            outputs.append(self._single_attention(query_NHD[start:], keys, values))
+        return torch.cat(outputs) if len(outputs) > 1 else outputs[0]
+
+    def _single_attention(self, query_SHD: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        """One token of each sequence: its query heads of one key head are the rows of one small attention."""
+        key_SKTD, value_SKTD = (_gather(part, self._single_tables_SB).transpose(1, 2) for part in (keys, values))
+        query_SKGD = query_SHD.unflatten(1, (key_SKTD.shape[1], -1))
+        attended_SKGD = F.scaled_dot_product_attention(
+            query_SKGD, key_SKTD, value_SKTD, attn_mask=self._single_mask_S11T
+        )
+        return attended_SKGD.flatten(1, 2)
+
+
+class PagedFlash:
+    """flash-attn 2.8 reads the blocks in place; its causal masks are aligned to the last key, as chunks need it."""
+
+    def __init__(self, cache: KeyValueCache, longs: Sequence[CachedChunk], singles: Sequence[CachedChunk]) -> None:
+        device = cache.keys.device
+        chunks = [*longs, *singles]
+        self._cache = cache
+        self._num_longs = len(longs)
+        self._long_rows = sum(len(chunk) for chunk in longs)
+        self._slots_N = device_tensor(_slots(chunks, cache.block_size), device)
+        self._tables_SB = device_tensor(_tables(chunks, cache.block_size).astype(np.int32), device)
+        self._ends_S = device_tensor(np.array([chunk.end for chunk in chunks], dtype=np.int32), device)
+        self._query_offsets = device_tensor(_offsets([len(chunk) for chunk in longs]), device)
+        self._key_offsets = device_tensor(_offsets([chunk.end for chunk in longs]), device)
+        self._longest_query = max((len(chunk) for chunk in longs), default=0)
+        self._longest_key = max((chunk.end for chunk in longs), default=0)
+
+    def __call__(self, layer: int, query_NHD: Tensor, key_NKD: Tensor, value_NKD: Tensor) -> Tensor:
+        keys, values = _write(self._cache, layer, self._slots_N, key_NKD, value_NKD)
+        outputs = []
+        if self._num_longs:
+            attended_NHD = flash_attn_varlen_func(
+                query_NHD[: self._long_rows],
+                keys,
+                values,
+                self._query_offsets,
+                self._key_offsets,
+                self._longest_query,
+                self._longest_key,
+                causal=True,
+                block_table=self._tables_SB[: self._num_longs],
+            )
+            outputs.append(attended_NHD)
+        if self._long_rows < len(query_NHD):
+            attended_S1HD = flash_attn_with_kvcache(
+                query_NHD[self._long_rows :, None],
+                keys,
+                values,
+                cache_seqlens=self._ends_S[self._num_longs :],
+                block_table=self._tables_SB[self._num_longs :],
+                causal=True,
+            )
+            outputs.append(attended_S1HD.squeeze(1))
+        return torch.cat(outputs) if len(outputs) > 1 else outputs[0]
+
+
+def _write(
+    cache: KeyValueCache, layer: int, slots_N: Tensor, key_NKD: Tensor, value_NKD: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Puts the new keys and values of a layer into their slots -> its whole cache, each [blocks, block size, K, D]."""
+    keys, values = cache.keys[layer], cache.values[layer]
+    keys.flatten(0, 1).index_copy_(0, slots_N, key_NKD)
+    values.flatten(0, 1).index_copy_(0, slots_N, value_NKD)
+    return keys, values
+
+
+def _gather(blocks: Tensor, tables_SB: Tensor) -> Tensor:
+    """[blocks, block size, K, D] -> [S, T, K, D], T = the room of B blocks. Whole blocks are copied, not single
+    tokens."""
+    rows = blocks.flatten(1).index_select(0, tables_SB.flatten())
+    return rows.view(len(tables_SB), -1, *blocks.shape[2:])
+
+
+def _chunk_attention(query_NHD: Tensor, key_TKD: Tensor, value_TKD: Tensor, mask_NT: Tensor | None) -> Tensor:
+    """N tokens over T keys, the key heads as a batch; without a mask N = T and the order is causal."""
+    query_KGND = query_NHD.unflatten(1, (key_TKD.shape[1], -1)).permute(1, 2, 0, 3)
+    key_K1TD, value_K1TD = (part.transpose(0, 1)[:, None] for part in (key_TKD, value_TKD))
+    groups = query_KGND.shape[1]
+    attended_KGND = F.scaled_dot_product_attention(
+        query_KGND,
+        key_K1TD.expand(-1, groups, -1, -1),  # no copy: the groups share their keys by a stride of 0
+        value_K1TD.expand(-1, groups, -1, -1),
+        attn_mask=mask_NT,
+        is_causal=mask_NT is None,
+    )
+    return attended_KGND.permute(2, 0, 1, 3).flatten(1, 2)
+
+
+def _causal_mask(chunk: CachedChunk, like: Tensor) -> Tensor:
+    """[N, T]: token start + n of the sequence sees those up to itself."""
+    places_T = torch.arange(chunk.end, device=like.device)
+    return _additive(places_T <= places_T[chunk.start :, None], like.dtype)
+
+
+def _additive(visible: Tensor, dtype: torch.dtype) -> Tensor:
+    return torch.zeros(visible.shape, dtype=dtype, device=visible.device).masked_fill(~visible, -torch.inf)
+
+
+def _tables(chunks: Sequence[CachedChunk], block_size: int) -> NDArray[np.int64]:
+    """The blocks in use, [S, B]; shorter tables are filled up with block 0, which no token looks at."""
+    used = [chunk.table[: -(-chunk.end // block_size)] for chunk in chunks]
+    tables_SB = np.zeros((len(used), max(map(len, used), default=0)), dtype=np.int64)
+    for row, table in zip(tables_SB, used, strict=True):
+        row[: len(table)] = table
+    return tables_SB
+
+
+def _slots(chunks: Sequence[CachedChunk], block_size: int) -> NDArray[np.int64]:
+    """Where in the cache, counted in tokens, each packed token lies, [N]."""
+    places_N = np.concatenate([np.arange(chunk.start, chunk.end) for chunk in chunks])
+    sequences_N = np.repeat(np.arange(len(chunks)), [len(chunk) for chunk in chunks])
+    blocks_N = _tables(chunks, block_size)[sequences_N, places_N // block_size]
+    return blocks_N * block_size + places_N % block_size
+
+
+def _offsets(lengths: Sequence[int]) -> NDArray[np.int32]:
+    return np.cumsum([0, *lengths], dtype=np.int32)

@@ -38,16 +38,23 @@ class Qwen3VL(nn.Module):
         return self.model.visual(patches_PC, grids_G3, implementation)
 
     def forward(
-        self, token_ids_N: Tensor, positions_3N: Tensor, attention: Attention, visual: VisualFeatures | None = None
+        self,
+        token_ids_N: Tensor,
+        positions_3N: Tensor,
+        attention: Attention,
+        visual: VisualFeatures | None = None,
+        visual_rows_M: Tensor | None = None,
     ) -> Tensor:
         """Packed tokens (or a chunk of them) -> hidden states [N, E] ready for `logits`.
 
-        `visual` holds the features of exactly the visual tokens among `token_ids_N`, in order.
+        `visual` holds the features of exactly the visual tokens among `token_ids_N`, in order. `visual_rows_M` says
+        which rows those are; without it they are searched for, and on a GPU the host waits for the result.
         """
         decoder = self.model.language_model
         hidden_NE = decoder.embed_tokens(token_ids_N)
-        is_visual_N = (token_ids_N == self.config.image_token_id) | (token_ids_N == self.config.video_token_id)
-        visual_rows_M = is_visual_N.nonzero().squeeze(1) if visual else token_ids_N.new_empty(0)
+        if visual_rows_M is None:
+            is_visual_N = (token_ids_N == self.config.image_token_id) | (token_ids_N == self.config.video_token_id)
+            visual_rows_M = is_visual_N.nonzero().squeeze(1) if visual else token_ids_N.new_empty(0)
         deepstack_LME = visual.deepstack_LMO if visual else hidden_NE.new_empty(0, 0, hidden_NE.shape[1])
         if visual:
             hidden_NE = hidden_NE.index_copy(0, visual_rows_M, visual.embeddings_MO.to(hidden_NE.dtype))

@@ -1,0 +1,251 @@
+"""The device's door: Prompts in, Completions out as they finish.
+
+engine = Engine.from_pretrained("model/demo")
+engine.add(prompt)
+for completion in engine.drain(): ...
+"""
+
+import json
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from model.attention import AttentionImplementation, check_block_size, checked_implementation
+from model.cache import BlockPool
+from model.processor import checkpoint_folder, read_tokenizer
+from model.qwen3_vl import Qwen3VL
+from model.request import Completion, FinishReason, Prompt
+from model.runner import Runner, SampledToken, rehearse
+from model.scheduler import Request, Scheduler
+from model.weights import from_pretrained
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+CPU_CACHE_BYTES = 2**30  # the most a cache takes on a CPU when nobody says how many tokens
+FREE_MEMORY_SHARE = 0.9  # of what a GPU has left beside weights and one pass; the rest is for fragments
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineOptions:
+    """How a checkpoint is run. Raises ValueError for what cannot be."""
+
+    max_batch_size: int = 64  # requests that run at once
+    max_step_tokens: int = 2048  # tokens of one forward pass: prompts in chunks, and one for each decoding request
+    kv_cache_tokens: int | None = None  # None: what the GPU has left; on a CPU what the batch can use, up to 1 GiB
+    block_size: int = 16  # tokens in one block of the cache; flash_attention_2 wants a multiple of 256
+    dtype: str | None = None  # "float32", "bfloat16", "float16"; None: the checkpoint's own on cuda, float32 on cpu
+    device: str = "cpu"
+    attn_implementation: str = "sdpa"  # or "flash_attention_2"
+
+    def __post_init__(self) -> None:
+        for name in ("max_batch_size", "max_step_tokens", "block_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
+        if self.kv_cache_tokens is not None and self.kv_cache_tokens < self.block_size:
+            raise ValueError(
+                f"kv_cache_tokens must be at least one block of {self.block_size}, not {self.kv_cache_tokens}"
+            )
+        if self.dtype is not None and self.dtype not in DTYPES:
+            raise ValueError(f"dtype {self.dtype!r}: choose {', '.join(DTYPES)}, or None")
+        if self.device.partition(":")[0] not in ("cpu", "cuda"):
+            raise ValueError(f"device {self.device!r}: choose cpu or cuda (one of several: cuda:1)")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineStats:
+    """Sums since the engine was made."""
+
+    max_batch_size: int
+    steps: int = 0
+    running_sum: int = 0  # requests at work, summed over the steps
+    prompt_tokens: int = 0  # of the requests that were started
+    computed_tokens: int = 0  # prompts and answers; what a preemption made to be computed again counts again
+    new_tokens: int = 0
+    completions: int = 0
+    preemptions: int = 0
+    seconds: float = 0.0  # spent in steps
+
+    @property
+    def occupancy(self) -> float:
+        """The mean share of the batch that was in use, 0 to 1."""
+        return self.running_sum / (self.steps * self.max_batch_size) if self.steps else 0.0
+
+
+class Engine:
+    """Continuous batching over one network. Calls from several threads at once are not safe."""
+
+    def __init__(
+        self, network: Qwen3VL, tokenizer: Any, options: EngineOptions, stop_token_ids: frozenset[int]
+    ) -> None:
+        """`tokenizer` is asked for `decode(token_ids, skip_special_tokens=True)`; one of `stop_token_ids`
+        ends any completion.
+
+        Raises ValueError for an attention implementation that cannot be used here.
+        """
+        implementation = checked_implementation(options.attn_implementation)
+        check_block_size(options.block_size, implementation)
+        num_blocks = _cache_tokens(network, options, implementation) // options.block_size
+        pool = BlockPool(num_blocks, options.block_size)
+        self._tokenizer = tokenizer
+        self._stop_token_ids = stop_token_ids
+        self._cache_room = num_blocks * options.block_size
+        self._context = network.config.text.max_position_embeddings
+        self._runner = Runner(
+            network, num_blocks=num_blocks, block_size=options.block_size, implementation=implementation
+        )
+        self._scheduler = Scheduler(
+            pool, max_batch_size=options.max_batch_size, max_step_tokens=options.max_step_tokens
+        )
+        self._keys: set[str] = set()
+        self._stats = EngineStats(max_batch_size=options.max_batch_size)
+
+    @classmethod
+    def from_pretrained(cls, model: str, options: EngineOptions = EngineOptions()) -> "Engine":
+        """The engine of a folder or hub id. Raises ValueError for a checkpoint or options that cannot be run."""
+        folder = checkpoint_folder(model)
+        device = torch.device(options.device)
+        if device.type == "cuda" and not torch.cuda.is_available():
+            raise ValueError(f"device {options.device!r}: torch sees no CUDA device here")
+        dtype = DTYPES[options.dtype] if options.dtype else None
+        if dtype is None and device.type == "cpu":
+            dtype = torch.float32
+        network = from_pretrained(str(folder), device=device, dtype=dtype)
+        return cls(network, read_tokenizer(folder), options, read_stop_token_ids(folder))
+
+    @property
+    def has_work(self) -> bool:
+        return self._scheduler.has_work
+
+    @property
+    def stats(self) -> EngineStats:
+        return self._stats
+
+    def add(self, prompt: Prompt) -> None:
+        """Queues a prompt. Its `max_new_tokens` is cut to what context and cache leave beside it.
+
+        Raises ValueError for a key that is still at work, and for a prompt that leaves no room for one token.
+        """
+        length = len(prompt.token_ids_T)
+        room = min(self._context, self._cache_room) - length
+        if prompt.key in self._keys:
+            raise ValueError(f"the key {prompt.key!r} is already at work")
+        if length == 0 or room < 1:
+            raise ValueError(
+                f"prompt {prompt.key!r} has {length} tokens; it needs at least one, and with one for its answer at most"
+                f" {self._context} (context) and {self._cache_room} (key/value cache)"
+            )
+        self._keys.add(prompt.key)
+        limit = min(prompt.sampling.max_new_tokens, room)
+        self._scheduler.add(Request(prompt, max_new_tokens=limit, added_seconds=time.perf_counter()))
+
+    def step(self) -> list[Completion]:
+        """One forward pass -> the completions that ended with it."""
+        if not self.has_work:
+            return []
+        began = time.perf_counter()
+        step = self._scheduler.schedule()
+        for request in step.preempted:
+            self._runner.forget(request.prompt.key)
+        running = self._scheduler.num_running
+        started = [chunk.request for chunk in step.chunks if chunk.request.started_seconds is None]
+        for request in started:
+            request.started_seconds = began
+        sampled = self._runner.run(step.chunks)
+        ended = time.perf_counter()
+        completions = []
+        for chunk, token in sampled:
+            if reason := self._accept(chunk.request, token):
+                completions.append(self._finish(chunk.request, reason, ended))
+        self._stats = replace(
+            self._stats,
+            steps=self._stats.steps + 1,
+            running_sum=self._stats.running_sum + running,
+            prompt_tokens=self._stats.prompt_tokens + sum(len(request.prompt.token_ids_T) for request in started),
+            computed_tokens=self._stats.computed_tokens + sum(len(chunk) for chunk in step.chunks),
+            new_tokens=self._stats.new_tokens + len(sampled),
+            completions=self._stats.completions + len(completions),
+            preemptions=self._stats.preemptions + len(step.preempted),
+            seconds=self._stats.seconds + time.perf_counter() - began,
+        )
+        return completions
+
+    def drain(self) -> Iterator[Completion]:
+        """Steps until nothing is left; prompts may be added meanwhile."""
+        while self.has_work:
+            yield from self.step()
+
+    def _accept(self, request: Request, token: SampledToken) -> FinishReason | None:
+        """Appends the token -> why the completion ends with it, if it does."""
+        request.new_token_ids.append(token.token_id)
+        request.logprobs.append(token.logprob)
+        if token.token_id in self._stop_token_ids or token.token_id in request.prompt.sampling.stop_token_ids:
+            return "stop"
+        return "length" if len(request.new_token_ids) == request.max_new_tokens else None
+
+    def _finish(self, request: Request, reason: FinishReason, now_seconds: float) -> Completion:
+        """The token that stopped the answer stays in `token_ids` and its probabilities, but not in the text."""
+        prompt = request.prompt
+        self._scheduler.finish(request)
+        self._runner.forget(prompt.key)
+        self._keys.remove(prompt.key)
+        assert request.started_seconds is not None, f"{prompt.key} finished before it started"
+        text_ids = request.new_token_ids[:-1] if reason == "stop" else request.new_token_ids
+        return Completion(
+            key=prompt.key,
+            text=self._tokenizer.decode(text_ids, skip_special_tokens=True),
+            token_ids=tuple(request.new_token_ids),
+            prompt_tokens=len(prompt.token_ids_T),
+            finish_reason=reason,
+            mean_logprob=sum(request.logprobs) / len(request.logprobs),
+            min_logprob=min(request.logprobs),
+            seconds_queued=request.started_seconds - request.added_seconds,
+            seconds_running=now_seconds - request.started_seconds,
+            preemptions=request.preemptions,
+        )
+
+
+def read_stop_token_ids(folder: Path) -> frozenset[int]:
+    """The end-of-sequence ids of a checkpoint: those of generation_config.json, or else of config.json.
+
+    Raises ValueError when there are none: no answer would ever end by itself.
+    """
+    generation_file = folder / "generation_config.json"
+    generation = json.loads(generation_file.read_text()) if generation_file.is_file() else {}
+    config = json.loads((folder / "config.json").read_text())
+    for section in (generation, config, config.get("text_config", {})):
+        found = section.get("eos_token_id")
+        if found is not None:
+            return frozenset(found if isinstance(found, list) else [found])
+    raise ValueError(f"{folder}: neither generation_config.json nor config.json has an eos_token_id")
+
+
+def _cache_tokens(network: Qwen3VL, options: EngineOptions, implementation: AttentionImplementation) -> int:
+    """How many tokens the key/value cache holds."""
+    if options.kv_cache_tokens is not None:
+        return options.kv_cache_tokens
+    text = network.config.text
+    weight = network.model.language_model.embed_tokens.weight
+    token_bytes = 2 * text.num_hidden_layers * text.num_key_value_heads * text.head_dim * weight.element_size()
+    budget = CPU_CACHE_BYTES
+    if weight.device.type == "cuda":
+        budget = _free_cuda_bytes(network, options, implementation)
+    tokens = min(options.max_batch_size * text.max_position_embeddings, budget // token_bytes)
+    if tokens < options.block_size:
+        raise ValueError(f"{budget} bytes of free memory hold no block of {options.block_size} tokens")
+    return tokens
+
+
+def _free_cuda_bytes(network: Qwen3VL, options: EngineOptions, implementation: AttentionImplementation) -> int:
+    """What the GPU has left beside the weights and the largest pass."""
+    device = network.model.language_model.embed_tokens.weight.device
+    torch.cuda.reset_peak_memory_stats(device)
+    weights_bytes = torch.cuda.memory_allocated(device)
+    num_rows = min(options.max_batch_size, options.max_step_tokens)
+    rehearse(network, num_tokens=options.max_step_tokens, num_rows=num_rows, implementation=implementation)
+    pass_bytes = torch.cuda.max_memory_allocated(device) - weights_bytes
+    torch.cuda.empty_cache()
+    free_bytes, _ = torch.cuda.mem_get_info(device)
+    return int((free_bytes - pass_bytes) * FREE_MEMORY_SHARE)

@@ -1,0 +1,218 @@
+"""One forward pass on the device: chunks of requests -> tensors -> network -> the next tokens.
+
+Letters: N packed tokens of a pass, 3 = (time, row, column), M visual tokens among them, R rows that get a token,
+O hidden size of the decoder, L DeepStack levels.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from model.attention import (
+    AttentionImplementation,
+    CachedChunk,
+    KeyValueCache,
+    PackedCausal,
+    device_tensor,
+    paged_attention,
+)
+from model.config import ModelConfig
+from model.qwen3_vl import Qwen3VL
+from model.request import Prompt
+from model.sampler import choose_tokens, plan_draws
+from model.scheduler import Chunk
+from model.vision import VisualFeatures
+
+
+@dataclass(frozen=True, slots=True)
+class SampledToken:
+    token_id: int
+    logprob: float
+
+
+@dataclass(frozen=True, slots=True)
+class PlacedGrid:
+    """One image or frame pair of a prompt: the tokens and the stored patches it takes, both half-open."""
+
+    grid: tuple[int, int, int]
+    start: int
+    end: int
+    first_patch: int
+    last_patch: int
+
+
+class Runner:
+    """The network, its cache, and the visual features that prompts have still to read."""
+
+    def __init__(
+        self, network: Qwen3VL, *, num_blocks: int, block_size: int, implementation: AttentionImplementation
+    ) -> None:
+        weight = network.model.language_model.embed_tokens.weight
+        text = network.config.text
+        shape = (text.num_hidden_layers, num_blocks, block_size, text.num_key_value_heads, text.head_dim)
+        self._network = network
+        self._device = weight.device
+        self._implementation = implementation
+        # Zeros: what was never written must be finite, since attention gives it the weight 0, not no weight.
+        self._cache = KeyValueCache(*(torch.zeros(shape, dtype=weight.dtype, device=weight.device) for _ in range(2)))
+        self._sight = Sight(network, implementation)
+
+    @torch.inference_mode()
+    def run(self, chunks: tuple[Chunk, ...]) -> list[tuple[Chunk, SampledToken]]:
+        """Computes the chunks -> the next token of each that asks for one."""
+        chunks = tuple(sorted(chunks, key=lambda chunk: len(chunk) == 1))  # as paged_attention wants them
+        cached = [CachedChunk(chunk.request.blocks, chunk.start, chunk.end) for chunk in chunks]
+        token_ids_N = np.concatenate([_token_ids(chunk) for chunk in chunks])
+        positions_3N = np.concatenate([_positions(chunk) for chunk in chunks], axis=1)
+        visual, visual_rows_M = self._sight.features(chunks)
+        hidden_NE = self._network(
+            device_tensor(token_ids_N, self._device),
+            device_tensor(positions_3N, self._device),
+            paged_attention(self._cache, cached, self._implementation),
+            visual,
+            device_tensor(visual_rows_M, self._device),
+        )
+        last_rows = np.cumsum([len(chunk) for chunk in chunks]) - 1
+        sampling = [(row, chunk) for row, chunk in zip(last_rows, chunks, strict=True) if chunk.samples]
+        if not sampling:
+            return []
+        logits_RV = self._network.logits(hidden_NE[device_tensor(np.array([row for row, _ in sampling]), self._device)])
+        numbered = [(chunk.request.prompt.sampling, len(chunk.request.new_token_ids)) for _, chunk in sampling]
+        draws = plan_draws(numbered, vocab_size=logits_RV.shape[1], device=self._device)
+        token_ids_R, logprobs_R = choose_tokens(logits_RV, draws)
+        # The only time the host waits. Token ids are exact in float64, so that one copy brings both.
+        pairs = torch.stack((token_ids_R.double(), logprobs_R.double()), dim=1).tolist()
+        sampled = [SampledToken(int(token_id), logprob) for token_id, logprob in pairs]
+        return [(chunk, token) for (_, chunk), token in zip(sampling, sampled, strict=True)]
+
+    def forget(self, key: str) -> None:
+        """Drops what is kept for a request that is finished or preempted."""
+        self._sight.forget(key)
+
+
+class Sight:
+    """Runs the vision tower when the first chunk that needs an image comes, and keeps its features until the last one
+    has read them. A chunk may begin and end anywhere, inside an image too."""
+
+    def __init__(self, network: Qwen3VL, implementation: AttentionImplementation) -> None:
+        self._network = network
+        self._device = network.model.visual.pos_embed.weight.device
+        self._implementation = implementation
+        self._placed: dict[str, list[PlacedGrid]] = {}
+        self._features: dict[tuple[str, int], VisualFeatures] = {}  # by request and number of the grid
+
+    @property
+    def num_held(self) -> int:
+        """Grids whose features wait for a later chunk."""
+        return len(self._features)
+
+    def features(self, chunks: tuple[Chunk, ...]) -> tuple[VisualFeatures | None, NDArray[np.int64]]:
+        """What the visual tokens of the packed chunks receive, or None where there are none, and their rows int64 [M].
+
+        DeepStack levels and embeddings are cut alike.
+        """
+        wanted: list[tuple[Chunk, int, PlacedGrid]] = []
+        rows: list[NDArray[np.int64]] = []
+        first_row = 0
+        for chunk in chunks:
+            for number, placed in self._overlapping(chunk):
+                wanted.append((chunk, number, placed))
+                start, end = max(chunk.start, placed.start), min(chunk.end, placed.end)
+                rows.append(np.arange(start, end) + (first_row - chunk.start))
+            first_row += len(chunk)
+        if not wanted:
+            return None, np.empty(0, dtype=np.int64)
+        self._encode([what for what in wanted if (what[0].request.prompt.key, what[1]) not in self._features])
+        parts = [self._take(*what) for what in wanted]
+        embeddings_MO = torch.cat([part.embeddings_MO for part in parts])
+        deepstack_LMO = torch.cat([part.deepstack_LMO for part in parts], dim=1)
+        return VisualFeatures(embeddings_MO, deepstack_LMO), np.concatenate(rows)
+
+    def forget(self, key: str) -> None:
+        for number in range(len(self._placed.pop(key, ()))):
+            self._features.pop((key, number), None)
+
+    def _overlapping(self, chunk: Chunk) -> list[tuple[int, PlacedGrid]]:
+        prompt = chunk.request.prompt
+        if not len(prompt.grids_G3) or chunk.start >= len(prompt.token_ids_T):
+            return []
+        if prompt.key not in self._placed:
+            self._placed[prompt.key] = placed_grids(prompt, self._network.config)
+        return [
+            (number, placed)
+            for number, placed in enumerate(self._placed[prompt.key])
+            if placed.start < chunk.end and placed.end > chunk.start
+        ]
+
+    def _encode(self, wanted: list[tuple[Chunk, int, PlacedGrid]]) -> None:
+        """All missing grids of a pass go through the tower as one pack."""
+        if not wanted:
+            return
+        patches_PC = np.concatenate(
+            [chunk.request.prompt.patches_PC[placed.first_patch : placed.last_patch] for chunk, _, placed in wanted]
+        )
+        features = self._network.look(
+            device_tensor(patches_PC, self._device), [placed.grid for _, _, placed in wanted], self._implementation
+        )
+        sizes = [placed.end - placed.start for _, _, placed in wanted]
+        embeddings = features.embeddings_MO.split(sizes)
+        deepstack = features.deepstack_LMO.split(sizes, dim=1)
+        for (chunk, number, _), *parts in zip(wanted, embeddings, deepstack, strict=True):
+            self._features[chunk.request.prompt.key, number] = VisualFeatures(*parts)
+
+    def _take(self, chunk: Chunk, number: int, placed: PlacedGrid) -> VisualFeatures:
+        """The features of the tokens that chunk and grid share; with the last of them the grid's are given up."""
+        name = (chunk.request.prompt.key, number)
+        features = self._features.pop(name) if chunk.end >= placed.end else self._features[name]
+        shared = slice(max(chunk.start - placed.start, 0), min(chunk.end, placed.end) - placed.start)
+        return VisualFeatures(features.embeddings_MO[shared], features.deepstack_LMO[:, shared])
+
+
+def placed_grids(prompt: Prompt, config: ModelConfig) -> list[PlacedGrid]:
+    """Where each grid of a prompt lies among its tokens and its patches."""
+    visual_T = np.flatnonzero(np.isin(prompt.token_ids_T, (config.image_token_id, config.video_token_id)))
+    places = []
+    tokens = patches = 0
+    for frames, rows, columns in prompt.grids_G3.tolist():
+        count = rows * columns // config.vision.spatial_merge_size**2
+        start, end = int(visual_T[tokens]), int(visual_T[tokens + count - 1]) + 1
+        assert end - start == count, f"{prompt.key}: the tokens of a grid of {rows} x {columns} are torn apart"
+        places.append(PlacedGrid((frames, rows, columns), start, end, patches, patches + frames * rows * columns))
+        tokens += count
+        patches += frames * rows * columns
+    return places
+
+
+def _token_ids(chunk: Chunk) -> NDArray[np.int64]:
+    request = chunk.request
+    prompt_ids = request.prompt.token_ids_T[chunk.start : chunk.end]
+    length = len(request.prompt.token_ids_T)
+    new_ids = request.new_token_ids[max(chunk.start - length, 0) : max(chunk.end - length, 0)]
+    return np.concatenate((prompt_ids, new_ids), dtype=np.int64, casting="unsafe")
+
+
+def _positions(chunk: Chunk) -> NDArray[np.int64]:
+    """[3, chunk]: the prompt's own, then counting up from its next position on all three axes."""
+    prompt = chunk.request.prompt
+    length = len(prompt.token_ids_T)
+    generated = np.arange(max(chunk.start, length), max(chunk.end, length)) - length + prompt.next_position
+    return np.concatenate((prompt.positions_3T[:, chunk.start : chunk.end], np.tile(generated, (3, 1))), axis=1)
+
+
+@torch.inference_mode()
+def rehearse(network: Qwen3VL, *, num_tokens: int, num_rows: int, implementation: AttentionImplementation) -> None:
+    """The largest pass without a cache: two images of `num_tokens` visual tokens, `num_tokens` tokens, `num_rows` rows
+    of logits. What it needs in memory is what serving needs beside weights and cache."""
+    config = network.config
+    device = network.model.visual.pos_embed.weight.device
+    merge = config.vision.spatial_merge_size
+    width = config.vision.in_channels * config.vision.patch_size**2
+    grids = [(1, merge, merge * num_tokens)] * 2  # the images of a pass, and the rest of one that its end cuts
+    patches_PC = torch.zeros(2 * num_tokens * merge**2, width, dtype=torch.uint8, device=device)
+    network.look(patches_PC, grids, implementation)
+    token_ids_N = torch.zeros(num_tokens, dtype=torch.long, device=device)
+    positions_3N = torch.zeros(3, num_tokens, dtype=torch.long, device=device)
+    hidden_NE = network(token_ids_N, positions_3N, PackedCausal([num_tokens], implementation))
+    choose_tokens(network.logits(hidden_NE[:num_rows]), None)

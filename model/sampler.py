@@ -1,0 +1,72 @@
+"""Logits to tokens: greedy, or drawn with temperature, top-k and top-p.
+
+A token is drawn by inverting the cumulative distribution at one uniform number, made on the CPU from the request's seed
+and the number of the token: the draw depends neither on the device nor on what else is in the batch.
+
+Letters: R rows (one for each request that gets a token), V vocabulary.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from model.attention import device_tensor
+from model.request import Sampling
+
+
+@dataclass(frozen=True, slots=True)
+class Draws:
+    """The rows that are drawn, and how; all others are greedy. Tensors of S rows on the logits' device."""
+
+    rows_S: Tensor
+    temperatures_S: Tensor
+    top_k_S: Tensor
+    top_p_S: Tensor
+    uniforms_S: Tensor
+
+
+def plan_draws(rows: list[tuple[Sampling, int]], *, vocab_size: int, device: torch.device) -> Draws | None:
+    """(sampling, number of the token in its completion) of each row -> Draws, or None when all rows are greedy."""
+    drawn = [(row, *what) for row, what in enumerate(rows) if what[0].temperature > 0]
+    if not drawn:
+        return None
+    values_5S = np.array(
+        [
+            (row, sampling.temperature, sampling.top_k or vocab_size, sampling.top_p, uniform(sampling.seed, number))
+            for row, sampling, number in drawn
+        ],
+        dtype=np.float32,
+    ).T
+    rows_S, temperatures_S, top_k_S, top_p_S, uniforms_S = device_tensor(values_5S, device)
+    return Draws(rows_S.long(), temperatures_S, top_k_S, top_p_S, uniforms_S)
+
+
+def uniform(seed: int, number: int) -> float:
+    """The uniform number in [0, 1) that token `number` of a completion is drawn with."""
+    return float(np.random.default_rng((seed, number)).random())
+
+
+def choose_tokens(logits_RV: Tensor, draws: Draws | None) -> tuple[Tensor, Tensor]:
+    """-> token ids int64 [R] and their natural log probabilities fp32 [R], the model's own: before temperature, top-k
+    and top-p."""
+    logits_RV = logits_RV.float()
+    token_ids_R = logits_RV.argmax(dim=-1)
+    if draws is not None:
+        token_ids_R = token_ids_R.index_copy(0, draws.rows_S, _draw(logits_RV[draws.rows_S], draws))
+    chosen_R = logits_RV.gather(1, token_ids_R[:, None]).squeeze(1)
+    return token_ids_R, chosen_R - logits_RV.logsumexp(dim=-1)
+
+
+def _draw(logits_SV: Tensor, draws: Draws) -> Tensor:
+    """Temperature first, then the top k of what it gives, then the fewest of those that reach top p of their sum."""
+    sorted_SV, tokens_SV = (logits_SV / draws.temperatures_S[:, None]).sort(dim=-1, descending=True)
+    ranks_V = torch.arange(sorted_SV.shape[1], device=sorted_SV.device)
+    weights_SV = sorted_SV.softmax(dim=-1).masked_fill(ranks_V >= draws.top_k_S[:, None], 0.0)
+    before_SV = weights_SV.cumsum(dim=-1) - weights_SV
+    enough_S1 = draws.top_p_S[:, None] * weights_SV.sum(dim=-1, keepdim=True)
+    weights_SV = weights_SV.masked_fill(before_SV >= enough_S1, 0.0)
+    cumulative_SV = weights_SV.cumsum(dim=-1)
+    reached_SV = cumulative_SV > draws.uniforms_S[:, None] * cumulative_SV[:, -1:]
+    return tokens_SV.gather(1, reached_SV.int().argmax(dim=-1, keepdim=True)).squeeze(1)

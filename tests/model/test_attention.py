@@ -1,0 +1,97 @@
+"""Attention over the paged cache against the definition, written out token by token in numpy."""
+
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+
+import model.attention
+from model.attention import CachedChunk, KeyValueCache, paged_attention
+
+HEADS, KEY_HEADS, HEAD_DIM = 6, 2, 8
+LAYERS, BLOCKS = 2, 12
+ROWS = {
+    "chunks and single tokens": ((3, 7), (0, 5), (6, 7), (0, 1), (10, 11)),
+    "chunks": ((0, 9), (4, 6)),
+    "one": ((8, 9),),
+}
+
+
+def attend(query_D: np.ndarray, keys_TD: np.ndarray, values_TD: np.ndarray) -> np.ndarray:
+    scores_T = keys_TD @ query_D / HEAD_DIM**0.5
+    weights_T = np.exp(scores_T - scores_T.max())
+    return weights_T @ values_TD / weights_T.sum()
+
+
+def flash_varlen_stand_in(q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, *, causal, block_table):
+    """What flash-attn 2.8 documents for `flash_attn_varlen_func`, in loops: the mask is aligned to the bottom right."""
+    assert causal
+    assert {part.dtype for part in (cu_seqlens_q, cu_seqlens_k, block_table)} == {torch.int32}
+    assert cu_seqlens_q.diff().max() == max_seqlen_q
+    assert cu_seqlens_k.diff().max() == max_seqlen_k
+    output = torch.empty_like(q)
+    for row, (start, end) in enumerate(pairwise(cu_seqlens_q)):
+        length = int(cu_seqlens_k[row + 1] - cu_seqlens_k[row])
+        keys, values = (part[block_table[row].long()].flatten(0, 1)[:length].numpy() for part in (k, v))
+        for index in range(int(start), int(end)):
+            seen = length - int(end) + index + 1
+            for head in range(HEADS):
+                ours = (slice(seen), head // (HEADS // KEY_HEADS))
+                output[index, head] = torch.from_numpy(attend(q[index, head].numpy(), keys[ours], values[ours]))
+    return output
+
+
+def flash_kvcache_stand_in(q, k_cache, v_cache, *, cache_seqlens, block_table, causal):
+    """`flash_attn_with_kvcache` with one new token of each sequence that is already in the cache."""
+    assert q.shape[1] == 1
+    offsets = torch.arange(len(q) + 1, dtype=torch.int32)
+    key_offsets = torch.cat((torch.zeros(1, dtype=torch.int32), cache_seqlens.cumsum(0, dtype=torch.int32)))
+    longest = int(cache_seqlens.max())
+    attended = flash_varlen_stand_in(
+        q[:, 0], k_cache, v_cache, offsets, key_offsets, 1, longest, causal=causal, block_table=block_table
+    )
+    return attended[:, None]
+
+
+@pytest.mark.parametrize("spans", ROWS.values(), ids=ROWS.keys())
+@pytest.mark.parametrize(("implementation", "block_size"), [("sdpa", 1), ("sdpa", 3), ("flash_attention_2", 256)])
+def test_every_token_sees_its_own_sequence_up_to_itself(monkeypatch, implementation, block_size, spans):
+    monkeypatch.setattr(model.attention, "flash_attn_varlen_func", flash_varlen_stand_in)
+    monkeypatch.setattr(model.attention, "flash_attn_with_kvcache", flash_kvcache_stand_in)
+    rng = np.random.default_rng(block_size)
+    num_blocks = BLOCKS * 6 if block_size < 16 else len(spans)
+    keys, values = (rng.standard_normal((LAYERS, num_blocks, block_size, KEY_HEADS, HEAD_DIM)) for _ in range(2))
+    cache = KeyValueCache(torch.from_numpy(keys.copy()), torch.from_numpy(values.copy()))
+    shuffled = iter(rng.permutation(num_blocks).tolist())
+    tables = [[next(shuffled) for _ in range(-(-end // block_size))] for _, end in spans]
+    chunks = [CachedChunk(table, *span) for table, span in zip(tables, spans, strict=True)]
+    attention = paged_attention(cache, chunks, implementation)
+    for layer in range(LAYERS):
+        total = sum(end - start for start, end in spans)
+        query = rng.standard_normal((total, HEADS, HEAD_DIM))
+        new_keys, new_values = (rng.standard_normal((total, KEY_HEADS, HEAD_DIM)) for _ in range(2))
+        got = attention(layer, *(torch.from_numpy(part) for part in (query, new_keys, new_values)))
+        expected = np.empty_like(query)
+        row = 0
+        for table, (start, end) in zip(tables, spans, strict=True):
+            for place in range(start, end):
+                slot = (layer, table[place // block_size], place % block_size)
+                keys[slot], values[slot] = new_keys[row + place - start], new_values[row + place - start]
+            for place in range(start, end):
+                sequence = [(table[seen // block_size], seen % block_size) for seen in range(place + 1)]
+                for head in range(HEADS):
+                    group = head // (HEADS // KEY_HEADS)
+                    seen_keys = np.array([keys[layer, block, slot, group] for block, slot in sequence])
+                    seen_values = np.array([values[layer, block, slot, group] for block, slot in sequence])
+                    expected[row, head] = attend(query[row, head], seen_keys, seen_values)
+                row += 1
+        np.testing.assert_allclose(got.numpy(), expected, atol=1e-10)
+    np.testing.assert_array_equal(cache.keys.numpy(), keys)  # nothing else in the cache was touched
+    np.testing.assert_array_equal(cache.values.numpy(), values)
+
+
+def test_flash_attention_refuses_blocks_it_cannot_read():
+    cache = KeyValueCache(*(torch.zeros(1, 4, 16, KEY_HEADS, HEAD_DIM) for _ in range(2)))
+    with pytest.raises(ValueError, match="multiple of 256, not 16"):
+        paged_attention(cache, [CachedChunk([0], 0, 3)], "flash_attention_2")
