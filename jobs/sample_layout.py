@@ -80,9 +80,9 @@ def random_style(draw: random.Random, size: float) -> Style:
 
 
 def plain_style(size: float) -> Style:
-    """Helvetica, regular, ragged."""
+    """Helvetica, regular, ragged, with a line's room between blocks."""
     family = font_families()[0]
-    return Style(family, family.regular, size, leading=1.25 * size, gap=0.6 * size, is_justified=False)
+    return Style(family, family.regular, size, leading=LEADING * size, gap=LEADING * size, is_justified=False)
 
 
 class PageBuilder:

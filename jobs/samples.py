@@ -14,7 +14,7 @@ from PIL import Image, ImageFilter
 from reportlab.lib.utils import ImageReader
 from reportlab.pdfgen.canvas import Canvas
 
-from jobs.sample_layout import LEADING, Color, DrawnPage, Finish, PageBuilder, Style, plain_style, random_style
+from jobs.sample_layout import LEADING, Color, DrawnPage, Finish, PageBuilder, plain_style, random_style
 from jobs.sample_text import TextSource
 from jobs.sample_truth import SamplePage
 
@@ -42,24 +42,29 @@ class Difficulty:
     is_plain: bool = False  # one typeface, words and numbers only, black on white, straight
 
 
-# Where reading starts, and what the demo documents are made of.
+PLAIN_MARGIN = 8.0
+# Where reading starts: one typeface in one size. The demo's documents look like the last of them.
 PLAIN_LADDER = (
-    Difficulty("plain_lines", ((256, 64), (256, 96)), (15, 17), (2, 4), (1, 1), is_plain=True),
-    Difficulty("plain_paragraphs", ((256, 128), (320, 160), (320, 192)), (15, 17), (1, 4), (1, 3), is_plain=True),
+    Difficulty("plain_lines", ((256, 64), (256, 96)), (16, 16), (2, 4), (1, 1), aged=0.15, is_plain=True),
+    Difficulty("plain_paragraphs", ((256, 128), (320, 160)), (16, 16), (1, 4), (1, 3), aged=0.15, is_plain=True),
     Difficulty(
-        "plain_pages",
-        ((320, 256), (384, 320)),
-        (15, 17),
+        "plain_cards",
+        ((320, 288),),
+        (16, 16),
         (1, 4),
         (2, 5),
         headings=0.25,
         lists=0.25,
-        tables=0.1,
+        tables=0.15,
         titles=0.5,
-        page_numbers=0.3,
+        two_columns=0.1,
+        page_numbers=0.5,
+        aged=0.15,
         is_plain=True,
     ),
 )
+PLAIN_MARGIN = 8.0
+CARD_SIZE = PLAIN_LADDER[-1].sizes[0]
 
 LADDER = (
     Difficulty("word", ((256, 32), (256, 64)), (12, 24), (1, 1), (1, 1), (0.1, 0.5)),
@@ -137,7 +142,7 @@ def make_page(
     """A random page; of the given (width, height), or of one of the difficulty's sizes."""
     draw = random.Random(int(rng.integers(1 << 62)))  # many small draws: three times as fast as numpy's
     width, height = size or draw.choice(difficulty.sizes)
-    margin = draw.uniform(3, max(4.0, 0.07 * min(width, height)))
+    margin = PLAIN_MARGIN if difficulty.is_plain else draw.uniform(3, max(4.0, 0.07 * min(width, height)))
     largest = min(difficulty.font_sizes[1], (height - 2 * margin) / (difficulty.lines[0] * LEADING))
     font_size = draw.uniform(min(difficulty.font_sizes[0], largest), largest)
     style = plain_style(font_size) if difficulty.is_plain else random_style(draw, font_size)
@@ -150,7 +155,7 @@ def make_page(
             room = math.degrees(math.atan(0.6 * margin / (0.5 * max(width, height))))
             skew_degrees = draw.uniform(-1, 1) * min(room, difficulty.max_skew_degrees)
     if difficulty.is_plain:
-        return builder.finished(Finish())
+        return builder.finished(Finish(is_aged=draw.random() < difficulty.aged))
     return builder.finished(Finish(_ink(draw), _paper(draw), skew_degrees, is_aged=draw.random() < difficulty.aged))
 
 
@@ -159,7 +164,7 @@ def _fill(builder: PageBuilder, draw: random.Random, difficulty: Difficulty) -> 
         builder.reserve_page_number()
     has_title = draw.random() < difficulty.titles and builder.title()
     columns = 2 if draw.random() < difficulty.two_columns else 1
-    if columns == 1 and not has_title and draw.random() < 0.7:
+    if columns == 1 and not has_title and not difficulty.is_plain and draw.random() < 0.7:
         builder.loosen()
     builder.start_columns(columns)
     for _ in range(columns):
@@ -318,16 +323,13 @@ def age(rng: np.random.Generator, pixels: NDArray[np.uint8]) -> NDArray[np.uint8
 def write_demo_documents(folder: Path, seed: int) -> list[tuple[str, list[str]]]:
     """Writes the demo's files; returns each name with the Markdown of its pages (none for the broken file).
 
-    Held-out words only, at sizes and lengths a small model reads in seconds on a CPU; the same files for the same seed
-    and the same fonts.
+    Held-out words only, on cards that a small model reads in a second on a CPU; the same files for the same seed.
     """
     draw, rng = random.Random(seed), np.random.default_rng(seed)
-    styles = [random_style(draw, draw.uniform(14, 17)) for _ in range(4)]
-    newsletter = [_demo_page(draw, styles[0], number, has_title=number == 1, columns=2) for number in (1, 2)]
-    blank = _demo_builder(draw, styles[1]).finished(Finish())
-    notes = [_demo_page(draw, styles[1], 1, has_title=True), blank, _demo_page(draw, styles[1], 3)]
-    report = [_demo_page(draw, styles[2], n, has_title=n == 1, has_table=n == 2) for n in (1, 2, 3)]
-    scanned = [_demo_page(draw, styles[3], n, has_table=n == 1, skew_degrees=1.6 * n - 2.4) for n in (1, 2)]
+    newsletter = [_demo_card(draw, number, has_title=number == 1, columns=2) for number in (1, 2)]
+    notes = [_demo_card(draw, 1, has_title=True), _demo_builder(draw).finished(Finish()), _demo_card(draw, 3)]
+    report = [_demo_card(draw, number, has_title=number == 1, has_table=number == 2) for number in (1, 2, 3)]
+    scanned = [_demo_card(draw, number, has_table=number == 1) for number in (1, 2)]
     scan = write_scan([age(rng, pixels) for pixels in render(write_pdf(scanned))])
     files = [
         ("broken.pdf", [], scan[:200]),
@@ -342,35 +344,29 @@ def write_demo_documents(folder: Path, seed: int) -> list[tuple[str, list[str]]]
     return [(name, [drawn.page.markdown() for drawn in pages]) for name, pages, _ in files]
 
 
-def _demo_builder(draw: random.Random, style: Style) -> PageBuilder:
+def _demo_builder(draw: random.Random) -> PageBuilder:
     text = TextSource(draw, held_out=True, is_plain=True)
-    return PageBuilder(draw, text, style, width=480, height=512, margin=30)
+    width, height = CARD_SIZE
+    style = plain_style(PLAIN_LADDER[-1].font_sizes[0])
+    return PageBuilder(draw, text, style, width=width, height=height, margin=PLAIN_MARGIN)
 
 
-def _demo_page(
-    draw: random.Random,
-    style: Style,
-    number: int,
-    *,
-    has_title: bool = False,
-    has_table: bool = False,
-    columns: int = 1,
-    skew_degrees: float = 0.0,
+def _demo_card(
+    draw: random.Random, number: int, *, has_title: bool = False, has_table: bool = False, columns: int = 1
 ) -> DrawnPage:
-    """A page of about 50 to 110 words: in each column text, a section with a list or a table, and text again."""
-    builder = _demo_builder(draw, style)
+    """A card of about 15 to 40 words: in each column a paragraph, a section, and a list or table as they fit."""
+    builder = _demo_builder(draw)
     builder.reserve_page_number()
     if has_title:
         builder.title()
     builder.start_columns(columns)
     for _ in range(columns):
-        builder.paragraph(5)
+        builder.paragraph(2)
         builder.section_header()
         if has_table:
             builder.table()
         else:
-            builder.item_list(3)
-        builder.paragraph(4)
+            builder.item_list(2)
         builder.next_column()
     builder.page_number(number)
-    return builder.finished(Finish(skew_degrees=skew_degrees))
+    return builder.finished(Finish())

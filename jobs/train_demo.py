@@ -43,7 +43,8 @@ HTML_FROM_RUNG = 7  # the rungs that also ask for `qwenvl html`
 ALPHABET = [chr(code) for code in range(33, 127)]
 QUARTERS = 4  # of a visual token: its 2 x 2 patches
 PROBE_WEIGHT = 0.5
-TOWER_STEPS = 1500  # the first steps: only the vision tower, by the probe
+TOWER_STEPS = 8000  # at most so many first steps train only the vision tower, by the probe,
+TOWER_MARK = 1.0  # until its running loss is below this
 TOWER_RUNG = 0  # several lines: many letters on few patches
 ONLY_TOWER = -1  # in place of a rung, as long as the tower is trained alone
 INSTRUCTIONS = {"markdown": "qwenvl markdown", "html": "qwenvl html"}
@@ -72,6 +73,11 @@ class Progress:
     pages: int = 0
     seconds: float = 0.0
     accuracy: float = 0.0  # running, on held-out pages of the newest rung
+    probe: float = 10.0  # running loss of the probe
+
+    @property
+    def is_tower_alone(self) -> bool:
+        return self.step < TOWER_STEPS and self.probe > TOWER_MARK
 
 
 def make_batch(
@@ -222,12 +228,12 @@ def train(work: Path, *, minutes: float, budget: int, log_every: int) -> None:
         if held_out:
             _examine(network, probe, batch, progress)
             continue
-        rung.value = ONLY_TOWER if progress.step < TOWER_STEPS else progress.rung
+        rung.value = ONLY_TOWER if progress.is_tower_alone else progress.rung
         left = 1 - (time.monotonic() - started) / (60 * minutes)
         for group in optimizer.param_groups:
             # Warm-up, then full speed, then down to nothing in the last fifth of the time.
             group["lr"] = PEAK_LEARNING_RATE * min(1, (progress.step + 1) / WARM_UP_STEPS, max(left, 0.0) * 5)
-        if progress.step < TOWER_STEPS:
+        if progress.is_tower_alone:
             seen = tower_loss(network, probe, batch)
             loss = torch.zeros(())
         else:
@@ -237,6 +243,7 @@ def train(work: Path, *, minutes: float, budget: int, log_every: int) -> None:
         torch.nn.utils.clip_grad_norm_(everything.parameters(), 1.0)
         optimizer.step()
         progress.step += 1
+        progress.probe = 0.98 * progress.probe + 0.02 * seen.item()
         progress.pages += len(batch.lengths)
         losses.append((loss.item(), seen.item()))
         if progress.step % log_every == 0:

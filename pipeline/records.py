@@ -22,7 +22,6 @@ class Stage(StrEnum):
     OPEN = "open"
     RENDER = "render"
     INFER = "infer"
-    PARSE = "parse"
 
 
 class ErrorCode(StrEnum):
@@ -49,7 +48,6 @@ class ErrorCode(StrEnum):
     RENDER_OOM = "render_oom"
     INFER_REJECTED = "infer_rejected"
     OUTPUT_TRUNCATED = "output_truncated"
-    OUTPUT_UNPARSEABLE = "output_unparseable"
 
     @property
     def retryable(self) -> bool:

@@ -44,7 +44,7 @@ _PDF_INFO = _struct(
     ("has_xfa", _FLAG),
 )
 _ERROR = [
-    _column("error_stage", _STRING, 'where it went wrong: list, read, open, render, infer or parse; "" if nothing did'),
+    _column("error_stage", _STRING, 'where it went wrong: list, read, open, render or infer; "" if nothing did'),
     _column("error_code", _STRING, 'why, as a stable word like encrypted or output_truncated; "" if nothing did'),
     _column("error_message", _STRING, "the same in words to act on"),
     _column("retryable", _FLAG, "whether trying again may help"),
