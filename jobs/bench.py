@@ -55,7 +55,7 @@ def with_transformers(
     """The same through transformers: static batches, padded on the left, in the same precision."""
     dtype = torch.float32 if device == "cpu" else "auto"
     network = Qwen3VLForConditionalGeneration.from_pretrained(checkpoint_folder(model), dtype=dtype).eval()
-    network.to(torch.device(device))  # type: ignore[arg-type] # transformers wraps the method without its types
+    network.to(torch.device(device))
 
     def answer(batch: list[Prompt]) -> dict[str, list[int]]:
         inputs = {name: value.to(device) for name, value in padded_batch(batch, network.config.image_token_id).items()}

@@ -1,8 +1,9 @@
-"""S3 servers on loopback for every test that wants one."""
+"""S3 servers on loopback and one Ray, for every test that wants them."""
 
 import os
 import socket
 import subprocess
+import tempfile
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import boto3
 import pytest
+import ray
 from moto.server import ThreadedMotoServer
 
 S3_SERVER = Path(__file__).parents[1] / "infra" / "s3_server.sh"
@@ -83,3 +85,17 @@ def _use_radosgw() -> bool:
     software = Path(os.environ.get("PAGEREEL_RADOSGW", Path.home() / ".cache" / "pagereel" / "radosgw"))
     wanted = os.environ.get("PAGEREEL_TEST_S3", "radosgw" if (software / "tree").exists() else "moto")
     return wanted == "radosgw"
+
+
+@pytest.fixture(scope="session")
+def ray_address(aws_keys: None) -> Iterator[str]:
+    """The address of a Ray cluster on this machine that the tests share; this process is connected to it."""
+    with tempfile.TemporaryDirectory(prefix="ray", dir="/tmp") as folder, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_TMPDIR", folder)  # short: it is part of the names of sockets
+        patch.setenv("RAY_AUTH_MODE", "disabled")  # its token would be written into the developer's home
+        patch.delenv("RAY_ADDRESS", raising=False)
+        context = ray.init(
+            address="local", num_cpus=8, include_dashboard=False, object_store_memory=200 * 2**20, log_to_driver=False
+        )
+        yield context.address_info["gcs_address"]
+        ray.shutdown()
