@@ -39,7 +39,7 @@ class Difficulty:
     aged: float = 0.3
     blank: float = 0.02
     max_skew_degrees: float = 2.0
-    is_plain: bool = False  # one typeface, words and numbers only, black on white, straight
+    is_plain: bool = False  # one typeface, black on white, straight
 
 
 PLAIN_MARGIN = 8.0
@@ -146,7 +146,8 @@ def make_page(
     largest = min(difficulty.font_sizes[1], (height - 2 * margin) / (difficulty.lines[0] * LEADING))
     font_size = draw.uniform(min(difficulty.font_sizes[0], largest), largest)
     style = plain_style(font_size) if difficulty.is_plain else random_style(draw, font_size)
-    text = TextSource(draw, held_out=held_out, is_plain=difficulty.is_plain)
+    # Words alone would be learned by heart: half of the plain pages have invented words and random strings too.
+    text = TextSource(draw, held_out=held_out, is_plain=difficulty.is_plain and draw.random() < 0.5)
     builder = PageBuilder(draw, text, style, width=width, height=height, margin=margin)
     skew_degrees = 0.0
     if draw.random() >= difficulty.blank:

@@ -1,0 +1,32 @@
+"""Finds the Ray cluster a job runs on, or starts one on this machine."""
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import ray
+import ray.data
+
+from pipeline.job import CHECKOUT
+
+MORE_CPUS = 3  # than there are, for stages that mostly wait: so that small machines can hold all of them
+
+
+@contextmanager
+def connected() -> Iterator[None]:
+    """A connection to the cluster of RAY_ADDRESS, or to a Ray of our own that ends with us."""
+    if os.environ.get("RAY_ADDRESS"):
+        # `ray job submit` has shipped the code already; otherwise it travels with us.
+        is_submitted = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
+        ray.init(runtime_env=None if is_submitted else {"working_dir": str(CHECKOUT)}, logging_level=logging.WARNING)
+    else:
+        cpus = MORE_CPUS + (os.cpu_count() or 1)
+        ray.init(address="local", num_cpus=cpus, include_dashboard=False, logging_level=logging.WARNING)
+    for handler in logging.getLogger("ray.data").handlers:
+        if handler.name == "console":  # its file keeps everything
+            handler.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        ray.shutdown()

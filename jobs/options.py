@@ -1,0 +1,94 @@
+"""A job's dataclass as flags and YAML keys, so that each option is named, explained and given its default once."""
+
+import argparse
+import dataclasses
+import types
+import typing
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+
+Job = TypeVar("Job")
+_METAVARS = {str: "TEXT", int: "N", float: "NUMBER"}
+
+
+def add_options(parser: argparse.ArgumentParser, job: type[Any]) -> None:
+    """A positional argument for each field without a default, a flag for each other, and --config.
+
+    The help is that of the field's metadata. What is not given leaves no trace, so that a file can say it.
+    """
+    kinds = typing.get_type_hints(job)
+    for field in dataclasses.fields(job):
+        kind, text = kinds[field.name], field.metadata["help"].replace("%", "%%")
+        how: dict[str, Any] = {"default": argparse.SUPPRESS, "help": text}
+        if field.default is dataclasses.MISSING:
+            parser.add_argument(field.name, nargs="?", metavar=field.name.upper(), **how)
+        elif kind is bool:
+            parser.add_argument(_flag(field.name), action=argparse.BooleanOptionalAction, **how)
+        else:
+            how["help"] += f" (default: {field.default})" if field.default not in (None, "", (), 0) else ""
+            how["action"] = "append" if _is_list(kind) else "store"
+            parser.add_argument(_flag(field.name), type=_scalar(kind), metavar=_METAVARS[_scalar(kind)], **how)
+    parser.add_argument("--config", metavar="FILE", help="YAML file with any of these, such as max_new_tokens: 2048")
+
+
+def make_job(job: type[Job], flags: argparse.Namespace) -> Job:
+    """The job that the flags and the file of --config describe; flags win.
+
+    Raises ValueError for an unknown or missing option, a value of the wrong type, and whatever the job itself refuses.
+    """
+    fields = dataclasses.fields(typing.cast(Any, job))
+    names = [field.name for field in fields]
+    values = {} if flags.config is None else _read_yaml(Path(flags.config), typing.get_type_hints(job))
+    values |= {
+        name: tuple(value) if isinstance(value, list) else value for name, value in vars(flags).items() if name in names
+    }
+    missing = [
+        field.name.upper() for field in fields if field.default is dataclasses.MISSING and field.name not in values
+    ]
+    if missing:
+        raise ValueError(f"{' and '.join(missing)} must be given: see --help")
+    return job(**values)
+
+
+def _read_yaml(path: Path, kinds: dict[str, Any]) -> dict[str, Any]:
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise ValueError(f"config {path} cannot be read: {error}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"config {path} must hold options such as max_new_tokens: 2048")
+    unknown = sorted(str(name) for name in content if name not in kinds)
+    if unknown:
+        raise ValueError(
+            f"config {path} has unknown options: {', '.join(unknown)}. There are {', '.join(sorted(kinds))}"
+        )
+    return {name: _converted(f"config {path}: {name}", value, kinds[name]) for name, value in content.items()}
+
+
+def _converted(name: str, value: Any, kind: Any) -> Any:
+    if _is_list(kind):
+        return tuple(str(item) for item in (value if isinstance(value, list) else [value]))
+    wanted = _scalar(kind)
+    if isinstance(value, (dict, list)) or (wanted is bool) != isinstance(value, bool) or value is None:
+        raise ValueError(f"{name} must be {wanted.__name__}, not {value!r}")
+    try:
+        return wanted(value)
+    except ValueError as error:
+        raise ValueError(f"{name} must be {wanted.__name__}, not {value!r}") from error
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def _is_list(kind: Any) -> bool:
+    return typing.get_origin(kind) is tuple
+
+
+def _scalar(kind: Any) -> Any:
+    """str of `str`, `str | None` and `tuple[str, ...]`; other types themselves."""
+    if _is_list(kind) or isinstance(kind, types.UnionType):
+        return typing.get_args(kind)[0]
+    return kind

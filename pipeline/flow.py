@@ -1,0 +1,223 @@
+"""Survey, read, close: a whole job on one screen, and the only room that knows the order."""
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import TextIO
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import ray
+
+from model.processor import Processor
+from model.request import Sampling
+from pipeline.books import Books, FrozenSurvey
+from pipeline.close import close_shards
+from pipeline.decode import DecodeOptions
+from pipeline.documents import DocumentOptions
+from pipeline.job import ParseJob, answer_settings, job_record, resolve_model
+from pipeline.listing import list_inputs
+from pipeline.manifest import ClosedShard, Manifest, make_manifest, read_manifest, write_manifest
+from pipeline.progress import Progress
+from pipeline.prompts import PagePrompt, page_prompt
+from pipeline.read import read_units
+from pipeline.replica import Engine, EngineLoader
+from pipeline.resources import Cluster, Resources
+from pipeline.rows import Receipt, ReplicaLoad
+from pipeline.sink import SinkOptions
+from pipeline.store import Store
+from pipeline.survey import count_pages, cut_shards, cut_units, listing_table, open_assets
+
+MAX_PASSES = 3  # over what is still missing; one is enough when nothing is lost
+
+
+class Superseded(Exception):  # noqa: N818 - no error: somebody else goes on with the job
+    """Another run of the same job began after this one: what this one would still write does not count."""
+
+
+@dataclass(frozen=True, slots=True)
+class Setup:
+    """A job and what can be known of it before Ray is asked."""
+
+    job: ParseJob
+    books: Books
+    prompt: PagePrompt
+    document: DocumentOptions
+    settings: dict[str, str]  # of the answers, by name
+    listing: pa.Table | None  # the inputs in the shape of ASSETS; None when the survey is frozen already
+    finished: Manifest | None  # of a job that is done
+
+
+def prepare(job: ParseJob) -> Setup:
+    """Checks the job against its checkpoint and what its output was begun with, and lists the inputs.
+
+    Raises ValueError.
+    """
+    prompt = page_prompt(job.prompt)
+    processor = Processor.from_pretrained(resolve_model(job.model))
+    document = DocumentOptions(
+        min_tokens=min(job.min_tokens_per_page, processor.max_image_tokens),
+        max_tokens=min(job.max_tokens_per_page, processor.max_image_tokens),
+        pixel_multiple=processor.pixel_multiple,
+        max_pages=job.max_pages,
+        passwords=job.password,
+        pages=job.pages,
+    )
+    settings = answer_settings(job, prompt)
+    store = Store(job.store_options)
+    books = Books(store, job.output)
+    try:
+        books.open(job_record(job, settings))
+        finished = read_manifest(store, job.output)
+        listing = None if books.survey() else listing_table(list_inputs(store, job.input))
+    except OSError as error:
+        raise ValueError(f"output {job.output} cannot be used: {error}") from error
+    return Setup(job, books, prompt, document, settings, listing, finished)
+
+
+def run(
+    setup: Setup, resources: Resources, stream: TextIO, *, load_engine: Callable[[], Engine] | None = None
+) -> Manifest:
+    """Does what is left of the job, be it all or nothing, and says what it made; progress goes to `stream`.
+
+    `load_engine` makes what the replicas answer with; None: the engine of the job's checkpoint. Raises Superseded.
+    """
+    if setup.finished:
+        return setup.finished
+    began = time.monotonic()
+    books = setup.books
+    survey = find_survey(setup, resources, stream)
+    loads: dict[str, ReplicaLoad] = {}
+    for passes in range(MAX_PASSES + 1):
+        epoch = books.claim_epoch()
+        sealed = books.sealed(epoch)
+        missing = missing_units(books, survey, sealed)
+        if not len(missing):
+            break
+        assert passes < MAX_PASSES, f"{len(missing)} units have no rows, such as {missing.slice(0, 3).to_pylist()}"
+        pipeline = read_units(
+            missing,
+            decode=decode_options(setup, resources),
+            load_engine=load_engine or engine_loader(setup, resources),
+            sink=sink_options(setup, epoch),
+            resources=resources,
+        )
+        loads |= follow(pipeline, setup, survey, epoch, survey.unit_pages - count_pages(missing), stream)
+        # The newest run owns the job: two that went on claiming would seal each other's epochs for ever.
+        check_ownership(books, epoch)
+    closed = close(setup, survey, sealed, stream)
+    manifest = make_manifest(
+        setup.job, setup.settings, closed, list(loads.values()), wall_seconds=time.monotonic() - began
+    )
+    write_manifest(books.store, books.output, manifest)
+    return manifest
+
+
+def find_survey(setup: Setup, resources: Resources, stream: TextIO) -> FrozenSurvey:
+    """The frozen survey of the job, made now when there is none."""
+    books, job = setup.books, setup.job
+    if survey := books.survey():
+        return survey
+    epoch, listing = books.claim_epoch(), setup.listing
+    assert listing is not None, "there was a survey, and it is gone"
+    progress = Progress("inputs", len(listing), stream)
+    opened = []
+    for assets in open_assets(
+        listing, job.store_options, setup.document, seconds=job.page_timeout_seconds, resources=resources
+    ):
+        opened.append(assets)
+        progress.add(len(assets), failed=filter(None, assets["error_code"].to_pylist()))
+    progress.finish()
+    table = pa.concat_tables(opened)
+    assert sorted(table["order"].to_pylist()) == listing["order"].to_pylist(), "an input was lost, or came back twice"
+    bytes_per_token = 3 * setup.document.pixel_multiple**2
+    shards = ((assets, cut_units(assets, job.pages, bytes_per_token=bytes_per_token)) for assets in cut_shards(table))
+    return books.freeze_survey(epoch, shards)
+
+
+def missing_units(books: Books, survey: FrozenSurvey, sealed: pa.Table) -> pa.Table:
+    """The units of the survey that have no rows yet, in its order."""
+    units = pa.concat_tables(books.survey_units(survey, shard) for shard in range(survey.shards))
+    return units.filter(pc.invert(pc.is_in(units["unit_id"], value_set=sealed["unit_id"].combine_chunks())))
+
+
+def follow(
+    receipts: Iterator[Receipt],
+    setup: Setup,
+    survey: FrozenSurvey,
+    epoch: int,
+    done_before: int,
+    stream: TextIO,
+    *,
+    seconds_between_checks: float = 30.0,
+) -> dict[str, ReplicaLoad]:
+    """Runs the reading pass and shows how far it is; what each replica did, by its id. Raises Superseded."""
+    progress = Progress("pages", survey.unit_pages, stream, done=done_before, failed=survey.failed)
+    loads: dict[str, ReplicaLoad] = {}
+    checked = time.monotonic()
+    for receipt in receipts:
+        progress.add(receipt.pages, tokens=receipt.tokens_out, failed=receipt.failed)
+        for load in receipt.loads:
+            loads[load.replica_id] = max(load, loads.get(load.replica_id, load), key=lambda load: load.steps)
+        if time.monotonic() - checked > seconds_between_checks:
+            checked = time.monotonic()
+            check_ownership(setup.books, epoch)
+    progress.finish()
+    return loads
+
+
+def check_ownership(books: Books, epoch: int) -> None:
+    """Raises Superseded when another run of the job has claimed a later epoch."""
+    if books.is_superseded(epoch):
+        raise Superseded(f"another run of this job began after this one and goes on with {books.output}")
+
+
+def close(setup: Setup, survey: FrozenSurvey, sealed: pa.Table, stream: TextIO) -> list[ClosedShard]:
+    """Writes the tables."""
+    progress = Progress("shards", survey.shards, stream)
+    closed = []
+    for shard in close_shards(setup.job.store_options, setup.job.output, survey, sealed):
+        closed.append(shard)
+        progress.add(1)
+    progress.finish()
+    assert len(closed) == survey.shards, f"{len(closed)} shards came back from {survey.shards}"
+    documents, pages = sum(shard.documents.total for shard in closed), sum(shard.pages.total for shard in closed)
+    assert (documents, pages) == (survey.assets, survey.pages), f"{documents} documents and {pages} pages: not {survey}"
+    return closed
+
+
+def decode_options(setup: Setup, resources: Resources) -> DecodeOptions:
+    return DecodeOptions(
+        store=setup.job.store_options,
+        document=setup.document,
+        model=setup.job.model,
+        instruction=setup.prompt.instruction,
+        sampling=Sampling(max_new_tokens=setup.job.max_new_tokens),
+        memory_bytes=resources.child_memory_bytes,
+        page_timeout_seconds=setup.job.page_timeout_seconds,
+    )
+
+
+def engine_loader(setup: Setup, resources: Resources) -> EngineLoader:
+    return EngineLoader(
+        model=setup.job.model,
+        device=resources.device,
+        dtype=None if setup.job.dtype == "auto" else setup.job.dtype,
+        max_batch_size=resources.batch_size,
+    )
+
+
+def sink_options(setup: Setup, epoch: int) -> SinkOptions:
+    return SinkOptions(
+        store=setup.job.store_options,
+        output=setup.job.output,
+        epoch=epoch,
+        output_format=setup.prompt.output,
+        keep_raw=setup.job.keep_raw,
+    )
+
+
+def cluster() -> Cluster:
+    """What Ray has now."""
+    found = ray.cluster_resources()
+    return Cluster(cpus=found.get("CPU", 0), gpus=found.get("GPU", 0), memory_bytes=int(found.get("memory", 0)))

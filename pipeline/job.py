@@ -1,0 +1,173 @@
+"""Every decision of a run in one frozen value, checked before anything starts."""
+
+import hashlib
+import json
+import re
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from model.processor import checkpoint_folder
+from pipeline.documents import selected_pages
+from pipeline.prompts import PagePrompt
+from pipeline.store import StoreOptions
+
+SCHEMA_VERSION = 1  # of the tables and of _job.json
+CHECKOUT = Path(__file__).resolve().parents[1]
+SAMPLE_BYTES = 2**20
+MAX_SAMPLES = 64
+
+
+def _option(default: Any, help: str) -> Any:
+    """A field with the text that --help shows for it."""
+    return field(default=default, metadata={"help": help})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ParseJob:
+    """Documents in, tables out. The names are those of the flags and of the YAML keys.
+
+    Raises ValueError that names the value and what to give instead.
+    """
+
+    input: str = field(
+        metadata={"help": "a folder, file, glob, s3://bucket/prefix, or manifest (.txt, .csv, .parquet)"}
+    )
+    output: str = field(metadata={"help": "a folder or s3://bucket/prefix for the tables; run again to resume"})
+
+    model: str = _option("model/demo", "checkpoint: a folder, or a hub id such as Qwen/Qwen3-VL-8B-Instruct")
+    prompt: str = _option("markdown", "markdown, html (blocks with boxes), text, or a file with your own instruction")
+    pages: str = _option("", "only these pages of each document, such as 1-3,7,20-; the others become rows 'skipped'")
+    max_pages: int = _option(10_000, "documents with more pages fail as too_many_pages")
+    password: tuple[str, ...] = _option((), "password to try on encrypted documents; may be given several times")
+    min_tokens_per_page: int = _option(256, "least visual tokens a page is rendered to (one token is 32 x 32 pixels)")
+    max_tokens_per_page: int = _option(
+        2048, "most visual tokens a page is rendered to: more reads smaller print, slower"
+    )
+    max_new_tokens: int = _option(4096, "longest answer for a page; longer pages become 'truncated'")
+    dtype: str = _option("auto", "auto (float32 on cpu, the checkpoint's own on cuda), float32 or bfloat16")
+    keep_raw: bool = _option(False, "keep what the model wrote in the column raw_output")
+
+    device: str = _option("auto", "cpu, cuda, or auto: cuda when the cluster has GPUs")
+    replicas: str = _option("1", "how many copies of the model: N, or MIN,MAX to let Ray Data choose")
+    tensor_parallel: int = _option(1, "GPUs for each replica")
+    batch_size: int = _option(0, "pages a replica works on at once; 0: 64 on cuda, 8 on cpu")
+    tokens_per_second: float = _option(
+        0.0, "visual tokens a replica reads each second, for the time --plan tells; 0: assume"
+    )
+    decoders: int = _option(0, "processes that render pages; 0: what the CPUs allow")
+    decoder_memory_mb: int = _option(2048, "memory of each decoder; a page that needs more fails as render_oom")
+    page_timeout_seconds: float = _option(60.0, "longest time to open a document or to render a page")
+
+    max_failure_rate: float = _option(0.5, "exit 1 when more than this share of the inputs failed (0 to 1)")
+    endpoint_url: str | None = _option(None, "S3 endpoint, when it is not AWS's")
+    profile: str | None = _option(None, "profile of the AWS configuration")
+    region: str | None = _option(None, "AWS region")
+
+    def __post_init__(self) -> None:
+        for name in ("max_pages", "min_tokens_per_page", "max_new_tokens", "tensor_parallel"):
+            _require(getattr(self, name) >= 1, f"{name} must be at least 1, not {getattr(self, name)}")
+        for name in ("batch_size", "decoders"):
+            _require(getattr(self, name) >= 0, f"{name} must be 0 (automatic) or more, not {getattr(self, name)}")
+        _require(bool(self.input), "input must name a folder, file, glob, bucket or manifest; it is empty")
+        _require(bool(self.output), "output must name a folder or s3://bucket/prefix; it is empty")
+        low, high = self.min_tokens_per_page, self.max_tokens_per_page
+        _require(low <= high, f"max_tokens_per_page is {high}: it must not be below min_tokens_per_page, {low}")
+        _require(self.dtype in DTYPES, f"dtype must be one of {', '.join(DTYPES)}, not {self.dtype!r}")
+        _require(self.device in DEVICES, f"device must be one of {', '.join(DEVICES)}, not {self.device!r}")
+        _require(
+            self.tensor_parallel == 1,
+            f"tensor_parallel is {self.tensor_parallel}: a model across several GPUs is not there yet; give 1",
+        )
+        _require(
+            self.decoder_memory_mb >= 1024, f"decoder_memory_mb must be at least 1024, not {self.decoder_memory_mb}"
+        )
+        _require(self.tokens_per_second >= 0, f"tokens_per_second must be 0 or more, not {self.tokens_per_second}")
+        _require(
+            self.page_timeout_seconds > 0, f"page_timeout_seconds must be more than 0, not {self.page_timeout_seconds}"
+        )
+        _require(0 <= self.max_failure_rate <= 1, f"max_failure_rate must lie in 0 to 1, not {self.max_failure_rate}")
+        selected_pages(self.pages, 1)
+        self.replica_range  # noqa: B018 - raises when it cannot be read
+
+    @property
+    def store_options(self) -> StoreOptions:
+        return StoreOptions(endpoint_url=self.endpoint_url, profile=self.profile, region=self.region)
+
+    @property
+    def replica_range(self) -> tuple[int, int]:
+        """The fewest and the most replicas."""
+        match = re.fullmatch(r"(\d+)(?:,(\d+))?", self.replicas)
+        low, high = (int(match[1]), int(match[2] or match[1])) if match else (0, 0)
+        _require(1 <= low <= high, f"replicas must be N or MIN,MAX with 1 <= MIN <= MAX, not {self.replicas!r}")
+        return low, high
+
+
+DTYPES = ("auto", "float32", "bfloat16")
+DEVICES = ("auto", "cpu", "cuda")
+# What the rows depend on; the rest only decides how fast and where they are made.
+ANSWER_FIELDS = (
+    "pages",
+    "max_pages",
+    "min_tokens_per_page",
+    "max_tokens_per_page",
+    "max_new_tokens",
+    "dtype",
+    "keep_raw",
+)
+
+
+def resolve_model(model: str) -> str:
+    """`model` where it lies on this machine: a folder of the checkout wherever Ray unpacked it, otherwise unchanged."""
+    return str(CHECKOUT / model) if (CHECKOUT / model).is_dir() else model
+
+
+def answer_settings(job: ParseJob, prompt: PagePrompt) -> dict[str, str]:
+    """Everything the answers depend on, by name, as text: two jobs with equal settings write equal rows."""
+    return {
+        "model": job.model,
+        "model_fingerprint": fingerprint(checkpoint_folder(resolve_model(job.model))),
+        "prompt": job.prompt,
+        "instruction": prompt.instruction,
+        "output_format": prompt.output,
+        **{name: str(getattr(job, name)) for name in ANSWER_FIELDS},
+    }
+
+
+def config_hash(settings: dict[str, str]) -> str:
+    """16 hex digits of `answer_settings`."""
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def job_record(job: ParseJob, settings: dict[str, str]) -> dict[str, str]:
+    """What an output folder belongs to: the input and the settings of the answers. Nothing secret."""
+    return {"schema_version": str(SCHEMA_VERSION), "input": job.input, "config_hash": config_hash(settings), **settings}
+
+
+def redacted(job: ParseJob) -> dict[str, Any]:
+    """The job for _job.json and logs: how many passwords, never which."""
+    shown = {option.name: getattr(job, option.name) for option in fields(job)}
+    return shown | {"password": f"{len(job.password)} given"}
+
+
+def fingerprint(folder: Path) -> str:
+    """16 hex digits of a checkpoint's files: names, sizes, and contents.
+
+    Of files over 64 MiB, 64 samples of 1 MiB evenly spread are read: weights of another training differ everywhere.
+    """
+    digest = hashlib.sha256()
+    for path in sorted(path for path in folder.iterdir() if path.suffix in {".json", ".safetensors", ".txt", ".jinja"}):
+        size = path.stat().st_size
+        digest.update(f"{path.name}\0{size}\0".encode())
+        samples = min(MAX_SAMPLES, -(-size // SAMPLE_BYTES))
+        step = max(SAMPLE_BYTES, (size - SAMPLE_BYTES) // max(1, samples - 1))
+        with path.open("rb") as file:
+            for number in range(samples):
+                file.seek(number * step)
+                digest.update(file.read(SAMPLE_BYTES))
+    return digest.hexdigest()[:16]
+
+
+def _require(holds: bool, otherwise: str) -> None:
+    if not holds:
+        raise ValueError(otherwise)

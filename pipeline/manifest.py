@@ -1,0 +1,124 @@
+"""What a finished job says about itself: OUTPUT/_job.json, written after every table, and OUTPUT/_SUCCESS last."""
+
+import json
+import tomllib
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from typing import Any
+
+from pipeline.job import CHECKOUT, SCHEMA_VERSION, ParseJob, config_hash, redacted
+from pipeline.rows import ReplicaLoad
+from pipeline.store import Store, join
+
+
+@dataclass(frozen=True, slots=True)
+class TableFile:
+    """A file of a table, relative to the output."""
+
+    file: str
+    rows: int
+    num_bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class Counts:
+    """How many rows of a table have each status, and each error code."""
+
+    by_status: Mapping[str, int]
+    by_error: Mapping[str, int]
+
+    @property
+    def total(self) -> int:
+        return sum(self.by_status.values())
+
+
+@dataclass(frozen=True, slots=True)
+class ClosedShard:
+    """What one shard brought to the tables, counted in the files as they were written."""
+
+    tables: tuple[TableFile, ...]
+    documents: Counts
+    pages: Counts
+    blocks: int
+    tokens_in: int
+    tokens_out: int
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    schema_version: int
+    config_hash: str
+    config: Mapping[str, Any]
+    versions: Mapping[str, str]
+    documents: Counts
+    pages: Counts
+    blocks: int
+    tokens_in: int
+    tokens_out: int
+    wall_seconds: float  # of the run that finished the job
+    occupancy: float  # mean share of the engines' batches in use during that run; 0 when it read nothing
+    tables: tuple[TableFile, ...]
+
+    @property
+    def failure_rate(self) -> float:
+        """Share of the inputs that failed altogether."""
+        return self.documents.by_status.get("failed", 0) / max(1, self.documents.total)
+
+
+def make_manifest(
+    job: ParseJob,
+    settings: dict[str, str],
+    shards: Sequence[ClosedShard],
+    loads: Sequence[ReplicaLoad],
+    *,
+    wall_seconds: float,
+) -> Manifest:
+    """The sums over the shards, and the mean occupancy over the engines' steps."""
+    steps = sum(load.steps for load in loads)
+    return Manifest(
+        schema_version=SCHEMA_VERSION,
+        config_hash=config_hash(settings),
+        config=settings | redacted(job),
+        versions=versions(),
+        documents=_sum_counts([shard.documents for shard in shards]),
+        pages=_sum_counts([shard.pages for shard in shards]),
+        blocks=sum(shard.blocks for shard in shards),
+        tokens_in=sum(shard.tokens_in for shard in shards),
+        tokens_out=sum(shard.tokens_out for shard in shards),
+        wall_seconds=wall_seconds,
+        occupancy=sum(load.occupancy * load.steps for load in loads) / steps if steps else 0.0,
+        tables=tuple(sorted((table for shard in shards for table in shard.tables), key=lambda table: table.file)),
+    )
+
+
+def write_manifest(store: Store, output: str, manifest: Manifest) -> None:
+    """Marks the job as done: whoever sees _SUCCESS can read everything the manifest lists."""
+    store.put(join(output, "_job.json"), json.dumps(asdict(manifest), indent=2, ensure_ascii=False).encode())
+    store.put(join(output, "_SUCCESS"), b"")
+
+
+def read_manifest(store: Store, output: str) -> Manifest | None:
+    """The manifest of a finished job, or None when it is not finished."""
+    if not store.exists(join(output, "_SUCCESS")):
+        return None
+    fields = json.loads(store.read(join(output, "_job.json")))
+    counted = {name: Counts(**fields[name]) for name in ("documents", "pages")}
+    return Manifest(**fields | counted | {"tables": tuple(TableFile(**file) for file in fields["tables"])})
+
+
+def versions() -> dict[str, str]:
+    """Of what the rows were made with."""
+    own = tomllib.loads((CHECKOUT / "pyproject.toml").read_text())["project"]["version"]
+    names = ("torch", "transformers", "ray", "pyarrow", "pypdfium2", "pillow")
+    return {"pagereel": own} | {name: version(name) for name in names}
+
+
+def _sum_counts(counts: Sequence[Counts]) -> Counts:
+    by_status, by_error = Counter[str](), Counter[str]()
+    for count in counts:
+        by_status.update(count.by_status)
+        by_error.update(count.by_error)
+    return Counts(dict(sorted(by_status.items())), dict(sorted(by_error.items())))

@@ -1,0 +1,150 @@
+"""What a person sees: one line that moves while a pass runs, and the plan and the summary as text. No Ray, no files."""
+
+import time
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from types import MappingProxyType
+from typing import TextIO
+
+from pipeline.books import FrozenSurvey
+from pipeline.manifest import Counts, Manifest
+
+SECONDS_BETWEEN_LINES = 10.0
+SECONDS_BETWEEN_UPDATES = 0.2
+
+
+def duration(seconds: float) -> str:
+    """`42 s`, `6 min`, `3 h 20 min`, `2 d 5 h`."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    if minutes < 60:
+        return f"{minutes} min"
+    hours, minutes = divmod(minutes, 60)
+    if hours < 48:
+        return f"{hours} h {minutes} min" if minutes else f"{hours} h"
+    days, hours = divmod(hours, 24)
+    return f"{days} d {hours} h" if hours else f"{days} d"
+
+
+def rate(count: float, seconds: float) -> str:
+    """Things a second, with a decimal where it matters."""
+    value = count / seconds if seconds > 0 else 0.0
+    return f"{value:,.0f}" if value >= 100 else f"{value:.1f}"
+
+
+def failures(by_code: Mapping[str, int]) -> str:
+    """`failed 3 (encrypted 2, corrupt 1)`, the most frequent first; `failed 0` when there are none."""
+    ordered = sorted(by_code.items(), key=lambda item: (-item[1], item[0]))
+    detail = ", ".join(f"{code} {count:,}" for code, count in ordered)
+    return f"failed {sum(by_code.values()):,}" + (f" ({detail})" if detail else "")
+
+
+@dataclass(frozen=True, slots=True)
+class Tally:
+    """How far a pass has come."""
+
+    unit: str  # what is counted: assets, pages, shards
+    done: int
+    total: int
+    seconds: float = 0.0  # since the pass began
+    done_before: int = 0  # of `done`, by earlier runs: no measure of this one's speed
+    tokens: int = 0  # generated in this run
+    failed: Mapping[str, int] = field(default_factory=dict)  # by error code
+
+
+def progress_line(tally: Tally) -> str:
+    """`pages 1,234/5,678 (21.7 %) · 12.3 pages/s · 8,910 tok/s · failed 3 (encrypted 2, corrupt 1) · 6 min left`"""
+    share = 100 * tally.done / tally.total if tally.total else 100.0
+    made = tally.done - tally.done_before
+    parts = [
+        f"{tally.unit} {tally.done:,}/{tally.total:,} ({share:.1f} %)",
+        f"{rate(made, tally.seconds)} {tally.unit}/s",
+    ]
+    if tally.tokens:
+        parts.append(f"{rate(tally.tokens, tally.seconds)} tok/s")
+    if tally.failed:
+        parts.append(failures(tally.failed))
+    if made and tally.done < tally.total:
+        parts.append(f"{duration((tally.total - tally.done) * tally.seconds / made)} left")
+    return " · ".join(parts)
+
+
+class Progress:
+    """Counts a pass and shows how far it is: in place on a terminal, otherwise as a line every ten seconds."""
+
+    def __init__(
+        self, unit: str, total: int, stream: TextIO, *, done: int = 0, failed: Mapping[str, int] = MappingProxyType({})
+    ) -> None:
+        """`done` and `failed` (by error code) are there before the pass begins."""
+        self._stream = stream
+        self._in_place = stream.isatty()
+        self._interval = SECONDS_BETWEEN_UPDATES if self._in_place else SECONDS_BETWEEN_LINES
+        self._tally = Tally(unit=unit, done=done, total=total, done_before=done)
+        self._failed = Counter(failed)
+        self._began = self._shown_at = time.monotonic()
+        self._width = 0
+
+    def add(self, done: int, *, tokens: int = 0, failed: Iterable[str] = ()) -> None:
+        """`failed`: an error code for each failure."""
+        self._failed.update(failed)
+        self._tally = replace(
+            self._tally,
+            done=self._tally.done + done,
+            tokens=self._tally.tokens + tokens,
+            seconds=time.monotonic() - self._began,
+            failed=self._failed,
+        )
+        if time.monotonic() - self._shown_at >= self._interval:
+            self._show()
+
+    def finish(self) -> None:
+        """Shows the end of the pass, whatever the time."""
+        self._show()
+        if self._in_place:
+            self._stream.write("\n")
+
+    def _show(self) -> None:
+        line = progress_line(self._tally)
+        # Padding wipes what a longer line left behind.
+        self._stream.write(f"\r{line:<{self._width}}" if self._in_place else line + "\n")
+        self._stream.flush()
+        self._width = len(line)
+        self._shown_at = time.monotonic()
+
+
+def plan_text(survey: FrozenSurvey, tokens_per_second: float, basis: str) -> str:
+    """What --plan shows. `tokens_per_second`: visual tokens that all replicas together read; `basis`: where from."""
+    readable = survey.assets - sum(survey.failed.values())
+    lines = [
+        f"inputs   {survey.assets:,}: {readable:,} can be read, {failures(survey.failed)}",
+        f"pages    {survey.unit_pages:,} to read of {survey.pages:,}, in {survey.units:,} units",
+        f"tokens   {survey.unit_tokens:,} visual tokens",
+        f"time     about {duration(survey.unit_tokens / tokens_per_second)} at {tokens_per_second:,.0f} visual tokens/s"
+        f" ({basis})",
+    ]
+    return "\n".join(lines)
+
+
+def summary_text(manifest: Manifest, output: str) -> str:
+    """What is said at the end: the counts of the tables, and how to look at them."""
+    documents, pages = manifest.documents, manifest.pages
+    lines = [
+        f"documents  {_counts(documents)}",
+        f"pages      {_counts(pages)}",
+        f"blocks     {manifest.blocks:,}",
+        f"tokens     {manifest.tokens_in:,} in, {manifest.tokens_out:,} out",
+        f"time       {duration(manifest.wall_seconds)}; engines' batches {100 * manifest.occupancy:.0f} % full",
+        f"output     {output}",
+        "look at it with",
+        f"  python -c \"import pyarrow.parquet as pq; print(pq.read_table('{output}/documents').to_pandas())\"",
+    ]
+    return "\n".join(lines)
+
+
+def _counts(counts: Counts) -> str:
+    """`25: ok 18, partial 1, failed 6 (encrypted 2, ...)`"""
+    by_status = ", ".join(f"{status} {count:,}" for status, count in counts.by_status.items())
+    detail = ", ".join(f"{code} {count:,}" for code, count in counts.by_error.items())
+    return f"{counts.total:,}" + (f": {by_status}" if by_status else "") + (f" ({detail})" if detail else "")

@@ -1,0 +1,66 @@
+"""Pass 2: units -> decoders -> replicas -> parts, one streaming pipeline of Ray Data, one row in and one row out."""
+
+import warnings
+from collections.abc import Callable, Iterator
+
+import pyarrow as pa
+from ray.data import ActorPoolStrategy
+from ray.util.annotations import RayDeprecationWarning
+
+from pipeline.decode import DecodeOptions, Decoder
+from pipeline.replica import Engine, Replica
+from pipeline.resources import WRITER_CPUS, Resources
+from pipeline.rows import Receipt
+from pipeline.sink import PartWriter, SinkOptions
+from pipeline.streaming import collect, stream
+from pipeline.survey import count_pages
+
+MAX_REPLICA_RESTARTS = 16  # of one replica: an input that kills engines must not do so for ever
+MAX_UNITS_PER_PART = 16
+PARTS_PER_PASS = 256  # at least, where there are as many units: a part is what a killed run loses
+
+
+def read_units(
+    units: pa.Table,
+    *,
+    decode: DecodeOptions,
+    load_engine: Callable[[], Engine],
+    sink: SinkOptions,
+    resources: Resources,
+) -> Iterator[Receipt]:
+    """Reads the units (rows of UNITS) and commits them part by part; a receipt for each part, once it is there."""
+    calls = resources.calls_per_replica(count_pages(units) / len(units))
+    fewest, most = resources.replicas
+    prompts = stream(units, rows_per_block=1).map(
+        Decoder,  # type: ignore[arg-type] # Ray's types know no classes
+        fn_constructor_args=[decode],
+        # A pool of its own: Ray would otherwise run decoding inside the replica's actor.
+        compute=ActorPoolStrategy(size=resources.decoders),
+        num_cpus=1,
+        memory=resources.decoder_memory_bytes,
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RayDeprecationWarning)  # max_restarts has no other name yet
+        answers = prompts.map(
+            Replica,  # type: ignore[arg-type]
+            fn_constructor_args=[load_engine],
+            compute=ActorPoolStrategy(
+                min_size=fewest,
+                max_size=most,
+                max_concurrent_calls_per_actor=calls,
+                max_tasks_in_flight_per_actor=2 * calls,
+            ),
+            num_cpus=resources.replica_cpus,
+            num_gpus=resources.replica_gpus,
+            max_restarts=MAX_REPLICA_RESTARTS,
+        )
+    receipts = answers.map_batches(
+        PartWriter,
+        fn_constructor_args=[sink],
+        batch_size=min(MAX_UNITS_PER_PART, 1 + len(units) // PARTS_PER_PASS),
+        batch_format="pyarrow",
+        compute=ActorPoolStrategy(size=resources.writers),
+        num_cpus=WRITER_CPUS,
+    )
+    for block in collect(receipts):
+        yield from map(Receipt.from_row, block.to_pylist())

@@ -1,0 +1,120 @@
+"""The GPU actor: prompts of a unit in, their completions out; one engine batches across all calls in flight."""
+
+import asyncio
+import logging
+import os
+import queue
+import threading
+import uuid
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import Protocol
+
+from model.request import Completion, Prompt
+from pipeline.job import resolve_model
+from pipeline.records import ErrorCode, Failure, Stage
+from pipeline.rows import AnsweredPage, AnsweredUnit, DecodedPage, DecodedUnit, ReplicaLoad, Row
+
+logger = logging.getLogger(__name__)
+
+
+class EngineStats(Protocol):
+    @property
+    def steps(self) -> int: ...
+    @property
+    def occupancy(self) -> float: ...
+
+
+class Engine(Protocol):
+    """What a replica asks of `model.engine.Engine`."""
+
+    @property
+    def has_work(self) -> bool: ...
+    @property
+    def stats(self) -> EngineStats: ...
+    def add(self, prompt: Prompt) -> None: ...
+    def step(self) -> Sequence[Completion]: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineLoader:
+    """Loads the engine of a checkpoint, where it is called: the driver and the decoders never import torch."""
+
+    model: str  # folder or hub id
+    device: str
+    dtype: str | None
+    max_batch_size: int
+
+    def __call__(self) -> Engine:
+        from model.engine import Engine, EngineOptions
+
+        options = EngineOptions(device=self.device, dtype=self.dtype, max_batch_size=self.max_batch_size)
+        return Engine.from_pretrained(resolve_model(self.model), options)
+
+
+class EngineThread:
+    """Runs an engine on a thread of its own; any thread may submit.
+
+    An error inside the engine ends the whole process: a half-broken engine must not answer, callers must not wait for
+    ever, and Ray starts the actor anew and repeats its calls.
+    """
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._inbox = queue.SimpleQueue[tuple[Prompt, Future[Completion | Failure]]]()
+        self._waiting: dict[str, Future[Completion | Failure]] = {}
+        threading.Thread(target=self._serve, name="engine", daemon=True).start()
+
+    def submit(self, prompt: Prompt) -> "Future[Completion | Failure]":
+        """The completion to come, or the Failure `infer_rejected` for a prompt that can never fit."""
+        future: Future[Completion | Failure] = Future()
+        self._inbox.put((prompt, future))
+        return future
+
+    def _serve(self) -> None:
+        try:
+            while True:
+                self._admit()
+                for completion in self._engine.step() if self._engine.has_work else ():
+                    self._waiting.pop(completion.key).set_result(completion)
+        finally:
+            # Never sys.exit: Ray would take it for a wish and leave a dead actor in the pool.
+            logger.critical("the engine broke: this replica ends and is started anew", exc_info=True)
+            logging.shutdown()
+            os._exit(1)
+
+    def _admit(self) -> None:
+        """Hands everything submitted to the engine; waits for something when the engine has nothing to do."""
+        while not self._engine.has_work or not self._inbox.empty():
+            prompt, future = self._inbox.get()
+            assert prompt.key not in self._waiting, f"two prompts with the key {prompt.key}"
+            try:
+                self._engine.add(prompt)
+            except ValueError as error:
+                future.set_result(Failure(Stage.INFER, ErrorCode.INFER_REJECTED, str(error)))
+            else:
+                self._waiting[prompt.key] = future
+
+
+class Replica:
+    """One row in, one row out. Many calls are in flight at once, so that the engine's batch is full across units."""
+
+    def __init__(self, load_engine: Callable[[], Engine]) -> None:
+        self._engine = load_engine()
+        self._thread = EngineThread(self._engine)
+        self._replica_id = uuid.uuid4().hex
+
+    async def __call__(self, row: Row) -> Row:
+        decoded = DecodedUnit.from_row(row)
+        pages = await asyncio.gather(*(self._answer(page) for page in decoded.pages))
+        stats = self._engine.stats
+        load = ReplicaLoad(self._replica_id, stats.steps, stats.occupancy)
+        return AnsweredUnit(decoded.unit, tuple(pages), decoded.failures, load).to_row()
+
+    async def _answer(self, page: DecodedPage) -> AnsweredPage:
+        futures = [asyncio.wrap_future(self._thread.submit(prompt)) for prompt in page.prompts]
+        answers = tuple(await asyncio.gather(*futures))
+        for prompt, answer in zip(page.prompts, answers, strict=True):
+            assert isinstance(answer, Failure) or answer.key == prompt.key, f"{prompt.key} got {answer}"
+        return AnsweredPage(page.facts, answers)

@@ -1,0 +1,99 @@
+"""How many actors of which kind fit the cluster, decided once before a job starts."""
+
+from dataclasses import dataclass
+
+from pipeline.job import ParseJob
+
+REPLICA_CPUS_CUDA = 1.0  # the thread that feeds the GPU
+WRITER_CPUS = 0.25
+SPARE_CPUS = 1.0  # for Ray Data's own tasks: without it a full cluster would wait for itself
+PARENT_BYTES = 768 * 2**20  # of a decoder's memory: its own process, beside the child that renders
+BATCH_SIZE = {"cpu": 8, "cuda": 64}
+CALLS_OVER_SLOTS = 1.25  # calls in flight for each slot of the engine: the next ones wait at its door
+REPLICAS_PER_WRITER = 8
+# Visual tokens a replica reads each second, text and all, until somebody measures: only --plan uses them.
+ASSUMED_TOKENS_PER_SECOND = {"cpu": 400.0, "cuda": 20_000.0}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cluster:
+    """What Ray has to give."""
+
+    cpus: float
+    gpus: float
+    memory_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Resources:
+    """What the job takes of it."""
+
+    device: str  # cpu or cuda
+    replicas: tuple[int, int]  # the fewest and the most
+    replica_cpus: float
+    replica_gpus: int
+    batch_size: int
+    decoders: int
+    decoder_memory_bytes: int  # of each
+    writers: int
+
+    @property
+    def child_memory_bytes(self) -> int:
+        """What the process that renders may take."""
+        return self.decoder_memory_bytes - PARENT_BYTES
+
+    def calls_per_replica(self, prompts_per_call: float) -> int:
+        """Calls a replica works on at once, so that its batch is full across the borders of units."""
+        return max(2, round(CALLS_OVER_SLOTS * self.batch_size / max(1.0, prompts_per_call)))
+
+
+def allocate(job: ParseJob, cluster: Cluster) -> Resources:
+    """Raises ValueError, with what to change, when the job cannot fit."""
+    device = job.device if job.device != "auto" else "cuda" if cluster.gpus >= 1 else "cpu"
+    fewest, most = job.replica_range
+    if device == "cuda" and fewest > cluster.gpus:
+        raise ValueError(
+            f"{fewest} replicas need {fewest} GPUs, the cluster has {cluster.gpus:g}: "
+            "give fewer replicas, start more nodes, or use the device cpu"
+        )
+    writers = 1 + most // REPLICAS_PER_WRITER
+    others = writers * WRITER_CPUS + SPARE_CPUS
+    memory = job.decoder_memory_mb * 2**20
+    if device == "cuda":
+        replica_cpus = REPLICA_CPUS_CUDA
+        decoders = job.decoders or max(1, int(cluster.cpus - most * replica_cpus - others))
+    else:
+        decoders = job.decoders or max(1, int(cluster.cpus) // 4)
+        # Whole CPUs: Ray gives a process as many threads as it has CPUs.
+        replica_cpus = float(max(1, int((cluster.cpus - decoders - others) / most)))
+    if not job.decoders:
+        decoders = min(decoders, int(cluster.memory_bytes // memory))
+    if decoders < 1 or decoders * memory > cluster.memory_bytes:
+        raise ValueError(
+            f"{max(1, decoders)} decoders of {job.decoder_memory_mb} MB do not fit the memory that Ray has, "
+            f"{cluster.memory_bytes // 2**20} MB: give fewer decoders or less decoder_memory_mb"
+        )
+    cpus = decoders + fewest * replica_cpus + others
+    if cpus > cluster.cpus:
+        raise ValueError(
+            f"{decoders} decoders, {fewest} replicas and what goes with them need {cpus:g} CPUs, the cluster has "
+            f"{cluster.cpus:g}: give fewer decoders or replicas, or start more nodes"
+        )
+    return Resources(
+        device=device,
+        replicas=(fewest, most),
+        replica_cpus=replica_cpus,
+        replica_gpus=1 if device == "cuda" else 0,
+        batch_size=job.batch_size or BATCH_SIZE[device],
+        decoders=decoders,
+        decoder_memory_bytes=memory,
+        writers=writers,
+    )
+
+
+def reading_speed(job: ParseJob, resources: Resources) -> tuple[float, str]:
+    """Visual tokens that all replicas read each second, and where the figure comes from."""
+    replicas = resources.replicas[1]
+    each = job.tokens_per_second or ASSUMED_TOKENS_PER_SECOND[resources.device]
+    source = "as given" if job.tokens_per_second else f"assumed for {resources.device}: --tokens-per-second says better"
+    return each * replicas, f"{replicas} x {each:,.0f}, {source}"

@@ -1,0 +1,26 @@
+"""How tables go into Ray Data and come out of it again, the same way in all three passes."""
+
+from collections.abc import Iterator
+
+import pyarrow as pa
+import ray.data
+from ray.data import DataContext, Dataset
+
+NO_PROGRESS_SECONDS = 2 * 3600.0  # loading a large model, or waiting for a machine, is no standstill
+ROWS_PER_CHUNK = 10_000
+
+
+def stream(table: pa.Table, *, rows_per_block: int) -> Dataset:
+    """The rows of a table as small blocks: a block is what one call of an actor gets, and what is done again when it is
+    lost."""
+    context = DataContext.get_current()
+    context.enable_progress_bars = False  # the job shows its own
+    context.print_on_execution_start = False
+    context.execution_no_progress_timeout_s = NO_PROGRESS_SECONDS
+    chunks = [table.slice(start, ROWS_PER_CHUNK) for start in range(0, len(table), ROWS_PER_CHUNK)]
+    return ray.data.from_arrow(chunks).repartition(target_num_rows_per_block=rows_per_block)
+
+
+def collect(dataset: Dataset) -> Iterator[pa.Table]:
+    """Runs it; its blocks as they come, in any order."""
+    return iter(dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0))

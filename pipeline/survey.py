@@ -1,0 +1,196 @@
+"""Pass 1: every input is opened once and cheaply, and cut into units. What it finds is frozen, and is also the plan."""
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+from ray.data import ActorPoolStrategy
+
+from pipeline.documents import DocumentInfo, DocumentOptions, selected_pages
+from pipeline.native import inspect_asset
+from pipeline.records import Asset, BadInput, Failure, Unit
+from pipeline.resources import Resources
+from pipeline.rows import MAX_ROW_BYTES, unit_to_row
+from pipeline.sandbox import Sandbox
+from pipeline.store import StoreOptions
+from pipeline.streaming import collect, stream
+
+MAX_UNIT_PAGES = 16
+MAX_SHARD_PAGES = 20_000
+ASSETS_PER_BLOCK = 16
+
+_TEXT = pa.string()
+ASSETS = pa.schema(
+    [
+        pa.field("order", pa.int64(), False),  # place in the listing: what every table is sorted by
+        pa.field("asset_id", _TEXT, False),
+        pa.field("uri", _TEXT, False),
+        pa.field("size", pa.int64(), False),
+        pa.field("etag", _TEXT, False),
+        pa.field("user", pa.map_(_TEXT, _TEXT), False),
+        pa.field("media_type", _TEXT, False),
+        pa.field("pages", pa.int32(), False),
+        pa.field("page_tokens", pa.list_(pa.int32()), False),  # visual tokens of each page, estimated from its size
+        pa.field("title", _TEXT, False),
+        pa.field("author", _TEXT, False),
+        pa.field("producer", _TEXT, False),
+        pa.field("creator", _TEXT, False),
+        pa.field("encrypted", pa.bool_(), False),
+        pa.field("has_forms", pa.bool_(), False),
+        pa.field("has_xfa", pa.bool_(), False),
+        pa.field("error_stage", _TEXT, False),  # "" when it could be opened, as the next two
+        pa.field("error_code", _TEXT, False),
+        pa.field("error_message", _TEXT, False),
+    ]
+)
+UNITS = pa.schema(
+    [
+        pa.field("unit_id", _TEXT, False),
+        pa.field("asset_id", _TEXT, False),
+        pa.field("uri", _TEXT, False),
+        pa.field("size", pa.int64(), False),
+        pa.field("etag", _TEXT, False),
+        pa.field("first", pa.int32(), False),
+        pa.field("last", pa.int32(), False),
+        pa.field("tokens", pa.int64(), False),
+    ]
+)
+
+
+def listing_table(listed: Iterable[Asset | tuple[Asset, Failure]]) -> pa.Table:
+    """The inputs in the shape of ASSETS, in the order of the listing; an object listed twice counts once."""
+    rows: dict[str, dict[str, Any]] = {}
+    for entry in listed:
+        asset, failure = entry if isinstance(entry, tuple) else (entry, None)
+        if asset.asset_id not in rows:
+            rows[asset.asset_id] = _asset_row(len(rows), asset, failure)
+    return pa.Table.from_pylist(list(rows.values()), schema=ASSETS)
+
+
+def open_assets(
+    listing: pa.Table, store: StoreOptions, options: DocumentOptions, *, seconds: float, resources: Resources
+) -> Iterator[pa.Table]:
+    """The rows of `listing` completed, in blocks as they come; what could not even be listed comes first."""
+    is_listed = pc.equal(listing["error_code"], "")
+    yield listing.filter(pc.invert(is_listed))
+    if not pc.any(is_listed).as_py():
+        return
+    surveyed = stream(listing.filter(is_listed), rows_per_block=ASSETS_PER_BLOCK).map_batches(
+        Surveyor,
+        fn_constructor_args=[store, options, resources.child_memory_bytes, seconds],
+        batch_format="pyarrow",
+        compute=ActorPoolStrategy(size=resources.decoders),
+        num_cpus=1,
+        memory=resources.decoder_memory_bytes,
+    )
+    yield from collect(surveyed)
+
+
+class Surveyor:
+    """The CPU actor of this pass: opens the assets of a batch, each in a child process that may die."""
+
+    def __init__(self, store: StoreOptions, options: DocumentOptions, memory_bytes: int, seconds: float) -> None:
+        self._store = store
+        self._options = options
+        self._seconds = seconds
+        self._sandbox = Sandbox(memory_bytes=memory_bytes)
+
+    def __call__(self, batch: pa.Table) -> pa.Table:
+        """ASSETS rows as `listing_table` made them, completed."""
+        return pa.Table.from_pylist([self._inspect(row) for row in batch.to_pylist()], schema=ASSETS)
+
+    def _inspect(self, row: dict[str, Any]) -> dict[str, Any]:
+        asset = Asset(row["uri"], row["size"], row["etag"], tuple(row["user"]))
+        try:
+            info = self._sandbox.run(inspect_asset, asset, self._store, self._options, seconds=self._seconds)
+        except BadInput as error:
+            return _asset_row(row["order"], asset, error.failure)
+        return _asset_row(row["order"], asset, None) | _info_columns(info)
+
+
+def cut_units(assets: pa.Table, pages: str, *, bytes_per_token: int) -> pa.Table:
+    """The units of some assets: runs of wanted pages, bounded in pages and in the bytes of their patches."""
+    max_tokens = MAX_ROW_BYTES // bytes_per_token
+    columns = ("asset_id", "uri", "size", "etag", "page_tokens")
+    units = [
+        Unit(row["asset_id"], row["uri"], row["size"], row["etag"], first, last, tokens)
+        for row in assets.select(columns).to_pylist()
+        for first, last, tokens in _runs(row["page_tokens"], pages, max_tokens)
+    ]
+    return pa.Table.from_pylist([unit_to_row(unit) for unit in units], schema=UNITS)
+
+
+def count_pages(units: pa.Table) -> int:
+    """The pages of the units, rows of UNITS."""
+    return (pc.sum(pc.subtract(units["last"], units["first"])).as_py() or 0) + len(units)
+
+
+def cut_shards(assets: pa.Table) -> Iterator[pa.Table]:
+    """The assets in order, in runs of at most MAX_SHARD_PAGES pages, those with more alone. A shard becomes one file of
+    each table."""
+    assets = assets.sort_by("order")
+    start, weight = 0, 0
+    for index, pages in enumerate(assets["pages"].to_pylist()):
+        cost = max(1, pages)  # an input without pages is a row, too
+        if index > start and weight + cost > MAX_SHARD_PAGES:
+            yield assets.slice(start, index - start)
+            start, weight = index, 0
+        weight += cost
+    if start < len(assets):
+        yield assets.slice(start)
+
+
+def _runs(page_tokens: list[int], pages: str, max_tokens: int) -> Iterator[tuple[int, int, int]]:
+    """(first, last, tokens) of runs of consecutive wanted pages."""
+    run: list[int] = []
+    tokens = 0
+    for page_no in selected_pages(pages, len(page_tokens)):
+        cost = page_tokens[page_no - 1]
+        fits = len(run) < MAX_UNIT_PAGES and tokens + cost <= max_tokens
+        if run and (run[-1] != page_no - 1 or not fits):
+            yield run[0], run[-1], tokens
+            run, tokens = [], 0
+        run.append(page_no)
+        tokens += cost
+    if run:
+        yield run[0], run[-1], tokens
+
+
+def _asset_row(order: int, asset: Asset, failure: Failure | None) -> dict[str, Any]:
+    return {
+        "order": order,
+        "asset_id": asset.asset_id,
+        "uri": asset.uri,
+        "size": asset.size,
+        "etag": asset.etag,
+        "user": list(asset.user),
+        "media_type": "",
+        "pages": 0,
+        "page_tokens": [],
+        "title": "",
+        "author": "",
+        "producer": "",
+        "creator": "",
+        "encrypted": False,
+        "has_forms": False,
+        "has_xfa": False,
+        "error_stage": failure.stage.value if failure else "",
+        "error_code": failure.code.value if failure else "",
+        "error_message": failure.message if failure else "",
+    }
+
+
+def _info_columns(info: DocumentInfo) -> dict[str, Any]:
+    return {
+        "media_type": info.media_type,
+        "pages": len(info.page_tokens),
+        "page_tokens": list(info.page_tokens),
+        "title": info.title,
+        "author": info.author,
+        "producer": info.producer,
+        "creator": info.creator,
+        "encrypted": info.encrypted,
+        "has_forms": info.has_forms,
+        "has_xfa": info.has_xfa,
+    }

@@ -1,0 +1,93 @@
+"""Stand-ins that keep the real contract: an engine that answers with the page's own text, at once or slowly."""
+
+import os
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from model.request import Completion, Prompt
+from pipeline.native import read_asset_pages
+from pipeline.sandbox import Sandbox
+
+
+@dataclass(frozen=True)
+class FakeStats:
+    max_batch_size: int
+    steps: int = 0
+    running_sum: int = 0
+
+    @property
+    def occupancy(self) -> float:
+        return self.running_sum / (self.steps * self.max_batch_size) if self.steps else 0.0
+
+
+class FakeEngine:
+    """Answers the oldest `max_batch_size` prompts in a step with their draft text; refuses drafts with REFUSE inside.
+
+    Where `dies_at` is given, the process dies at the first prompt that has it in its draft, once: it leaves that file.
+    """
+
+    def __init__(self, *, max_batch_size: int, step_seconds: float, dies_at: str, died: Path) -> None:
+        self._waiting: list[Prompt] = []
+        self._step_seconds = step_seconds
+        self._dies_at = dies_at
+        self._died = died
+        self.stats = FakeStats(max_batch_size)
+
+    @property
+    def has_work(self) -> bool:
+        return bool(self._waiting)
+
+    def add(self, prompt: Prompt) -> None:
+        if "REFUSE" in prompt.draft_text:
+            raise ValueError(f"{prompt.key} can never fit")
+        expected = int(prompt.grids_G3.prod(axis=1).sum())
+        assert prompt.patches_PC.shape == (expected, 768), f"{prompt.patches_PC.shape} patches, {expected} expected"
+        self._waiting.append(prompt)
+
+    def step(self) -> list[Completion]:
+        time.sleep(self._step_seconds)
+        batch = self._waiting[: self.stats.max_batch_size]
+        del self._waiting[: self.stats.max_batch_size]
+        if self._dies_at and any(self._dies_at in prompt.draft_text for prompt in batch) and not self._died.exists():
+            self._died.touch()
+            os._exit(1)
+        self.stats = replace(self.stats, steps=self.stats.steps + 1, running_sum=self.stats.running_sum + len(batch))
+        return [completion(prompt) for prompt in batch]
+
+
+@dataclass(frozen=True)
+class FakeLoader:
+    """Makes a FakeEngine where it is called; a marker file says that it was."""
+
+    max_batch_size: int = 2
+    step_seconds: float = 0.0
+    dies_at: str = ""
+    died: Path = Path("/nonexistent")
+
+    def __call__(self) -> FakeEngine:
+        return FakeEngine(
+            max_batch_size=self.max_batch_size, step_seconds=self.step_seconds, dies_at=self.dies_at, died=self.died
+        )
+
+
+def completion(prompt: Prompt) -> Completion:
+    token_ids = tuple(range(len(prompt.draft_text)))
+    return Completion(
+        prompt.key, prompt.draft_text, token_ids, len(prompt.token_ids_T), "stop", -0.1, -0.5, 0.1, 0.2, 0
+    )
+
+
+def read_until_a_crash(asset, page_nos, store, options):
+    """As `read_asset_pages`, in a process that crashes at page 2."""
+    for page_no in page_nos:
+        if page_no == 2:
+            os.abort()
+        yield from read_asset_pages(asset, [page_no], store, options)
+
+
+class CrashingSandbox(Sandbox):
+    """A sandbox whose child crashes at page 2 of whatever it reads."""
+
+    def iterate(self, function, *args, seconds):
+        return super().iterate(read_until_a_crash, *args, seconds=seconds)

@@ -1,0 +1,82 @@
+"""Options mean the same as flags and in a YAML file, flags win, and what is not understood is refused by name."""
+
+import argparse
+from dataclasses import dataclass, field
+
+import pytest
+
+from jobs.options import add_options, make_job
+
+
+def option(default, help: str):
+    return field(default=default, metadata={"help": help})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    source: str = field(metadata={"help": "where from"})
+    name: str = option("x", "a name, 100 % free")
+    max_count: int = option(3, "a number")
+    share: float = option(0.5, "a share")
+    keep: bool = option(False, "whether to keep")
+    place: str | None = option(None, "somewhere")
+    word: tuple[str, ...] = option((), "words")
+
+
+def job(*argv: str) -> Job:
+    parser = argparse.ArgumentParser()
+    add_options(parser, Job)
+    return make_job(Job, parser.parse_args(argv))
+
+
+EVERY = Job(source="in", name="n", max_count=5, share=0.25, keep=True, place="p", word=("a", "b"))
+FLAGS = ["in", "--name=n", "--max-count=5", "--share=0.25", "--keep", "--place=p", "--word=a", "--word=b"]
+YAML = "source: in\nname: n\nmax_count: 5\nshare: 0.25\nkeep: true\nplace: p\nword: [a, b]\n"
+
+
+def test_flags_and_a_file_say_the_same(tmp_path):
+    (tmp_path / "job.yaml").write_text(YAML)
+    assert job(*FLAGS) == EVERY
+    assert job("--config", str(tmp_path / "job.yaml")) == EVERY
+
+
+def test_flags_win_over_the_file(tmp_path):
+    (tmp_path / "job.yaml").write_text(YAML)
+    changed = job("elsewhere", "--config", str(tmp_path / "job.yaml"), "--max-count", "7", "--no-keep", "--word", "c")
+    assert (changed.source, changed.max_count, changed.keep, changed.word) == ("elsewhere", 7, False, ("c",))
+    assert (changed.name, changed.share) == ("n", 0.25)
+
+
+def test_what_is_not_said_has_its_default():
+    assert job("in") == Job(source="in")
+
+
+def test_a_number_may_stand_for_a_text_and_a_text_for_a_list(tmp_path):
+    (tmp_path / "job.yaml").write_text("source: 2024\nname: 2\nword: only\nshare: 1\n")
+    assert job("--config", str(tmp_path / "job.yaml")) == Job(source="2024", name="2", word=("only",), share=1.0)
+
+
+@pytest.mark.parametrize(
+    ("yaml", "named"),
+    [
+        ("source: in\nmax_cuont: 5\n", "max_cuont"),
+        ("source: in\nmax_count: many\n", "max_count must be int, not 'many'"),
+        ("source: in\nkeep: 3\n", "keep must be bool, not 3"),
+        ("source: in\nmax_count: true\n", "max_count must be int, not True"),
+        ("source: in\nname: {a: 1}\n", "name must be str"),
+        ("source: in\nname:\n", "name must be str, not None"),
+        ("- in\n", "must hold options"),
+        ("a: [\n", "cannot be read"),
+        ("name: n\n", "SOURCE must be given"),
+    ],
+)
+def test_a_file_that_is_not_understood_is_refused_by_name(tmp_path, yaml, named):
+    (tmp_path / "job.yaml").write_text(yaml)
+    with pytest.raises(ValueError, match=r"config|SOURCE") as caught:
+        job("--config", str(tmp_path / "job.yaml"))
+    assert named in str(caught.value)
+
+
+def test_a_file_that_is_not_there_is_refused():
+    with pytest.raises(ValueError, match=r"nowhere\.yaml cannot be read"):
+        job("--config", "nowhere.yaml")

@@ -1,0 +1,103 @@
+"""The command as people run it: what it says, what it refuses, and that it can be stopped and goes on."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+from reportlab.pdfgen.canvas import Canvas
+
+ROOT = Path(__file__).parents[2]
+
+
+def command(*argv: object) -> list[str]:
+    return [sys.executable, "-m", "jobs.parse_documents", *map(str, argv)]
+
+
+def run(*argv: object, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command(*argv),
+        cwd=ROOT,
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+
+
+@pytest.fixture
+def inputs(tmp_path) -> Path:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    canvas = Canvas(str(folder / "a.pdf"))
+    for page_no in range(1, 21):
+        canvas.drawString(100, 500, f"page {page_no}")
+        canvas.showPage()
+    canvas.save()
+    (folder / "empty.pdf").write_bytes(b"")
+    return folder
+
+
+def test_help_teaches_every_option_with_examples():
+    text = run("--help").stdout
+    for word in ("--prompt", "--replicas", "--max-new-tokens", "--config", "--plan", "examples:", "exit status:"):
+        assert word in text
+
+
+def test_a_bad_job_is_one_clear_line_and_exit_2(inputs, tmp_path):
+    (tmp_path / "job.yaml").write_text("replicass: 2\n")
+    refused = {
+        ("--replicas", "4,2"): "replicas must be N or MIN,MAX",
+        ("--prompt", "no-such-file"): "prompt 'no-such-file'",
+        ("--model", "no/such/model"): "model 'no/such/model'",
+        ("--config", tmp_path / "job.yaml"): "replicass",
+        ("--password-file", "nowhere"): "password file nowhere",
+    }
+    for options, message in refused.items():
+        done = run(inputs, tmp_path / "out", *options)
+        assert (done.returncode, len(done.stderr.splitlines())) == (2, 1), done.stderr
+        assert message in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_input_that_names_nothing_is_a_bad_job(tmp_path):
+    done = run(tmp_path / "nothing", tmp_path / "out")
+    assert done.returncode == 2
+    assert "no such file" in done.stderr.splitlines()[-1]
+
+
+def test_a_stopped_job_goes_on_with_the_same_command_and_its_summary_counts_the_tables(inputs, tmp_path, ray_address):
+    """With the model that comes along and its real engine, on a cluster that runs already."""
+    argv = command(inputs, tmp_path / "out", "--max-new-tokens", 24, "--decoders", 1, "--batch-size", 1)
+    environment = os.environ | {"RAY_ADDRESS": ray_address}
+    stopped = subprocess.Popen(argv, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True)
+    until = time.monotonic() + 200
+    while not list(tmp_path.glob("out/_job/parts/*/*.parquet")) and stopped.poll() is None:
+        assert time.monotonic() < until, "no part was written"
+        time.sleep(0.05)
+    stopped.send_signal(signal.SIGTERM)
+    _, errors = stopped.communicate(timeout=60)
+    assert stopped.returncode == 130, errors
+    assert "the same command goes on" in errors
+    assert not (tmp_path / "out" / "_SUCCESS").exists()
+
+    done = subprocess.run(argv, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    pages = pq.read_table(tmp_path / "out" / "pages").to_pylist()
+    assert [page["page_no"] for page in pages] == list(range(1, 21))
+    truncated = sum(page["status"] == "truncated" for page in pages)
+    manifest = json.loads((tmp_path / "out" / "_job.json").read_text())
+    assert manifest["pages"]["by_status"].get("truncated", 0) == truncated
+    assert f"tokens     {sum(page['tokens_in'] for page in pages):,} in" in done.stdout
+    assert "failed 1 (empty_file 1)" in done.stderr
+
+    again = run(inputs, tmp_path / "out", "--max-new-tokens", 24, "--max-failure-rate", 0.1)
+    assert again.returncode == 1
+    assert "done already" in again.stdout
+    assert "50.0 % of the inputs failed" in again.stderr

@@ -1,0 +1,144 @@
+"""A job is checked before anything starts, and its hash follows what changes the answers and nothing else."""
+
+import dataclasses
+import shutil
+
+import pytest
+
+from pipeline.job import (
+    CHECKOUT,
+    ParseJob,
+    answer_settings,
+    config_hash,
+    fingerprint,
+    job_record,
+    redacted,
+    resolve_model,
+)
+from pipeline.prompts import page_prompt
+
+
+def job(**changes) -> ParseJob:
+    return ParseJob(**({"input": "in", "output": "out"} | changes))
+
+
+def settings(**changes) -> dict[str, str]:
+    changed = job(**changes)
+    return answer_settings(changed, page_prompt(changed.prompt))
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "remedy"),
+    [
+        ("replicas", "4,2", "MIN <= MAX"),
+        ("replicas", "0", "1 <= MIN"),
+        ("replicas", "two", "N or MIN,MAX"),
+        ("pages", "3-1", "pages"),
+        ("device", "tpu", "auto, cpu, cuda"),
+        ("dtype", "int8", "bfloat16"),
+        ("tensor_parallel", 2, "not there yet"),
+        ("max_new_tokens", 0, "at least 1"),
+        ("max_tokens_per_page", 8, "min_tokens_per_page"),
+        ("max_failure_rate", 1.5, "0 to 1"),
+        ("decoder_memory_mb", 10, "at least 1024"),
+        ("page_timeout_seconds", 0.0, "more than 0"),
+        ("decoders", -1, "0 (automatic)"),
+        ("input", "", "empty"),
+    ],
+)
+def test_a_bad_value_is_refused_with_its_name_and_a_remedy(option, value, remedy):
+    with pytest.raises(ValueError, match=option) as caught:
+        job(**{option: value})
+    assert remedy in str(caught.value)
+    assert str(value) in str(caught.value) or value == ""
+
+
+def test_replicas_are_a_number_or_a_range():
+    assert job(replicas="3").replica_range == (3, 3)
+    assert job(replicas="2,8").replica_range == (2, 8)
+
+
+# One other value for every option of the job: a new option must say here on which side it stands.
+CHANGES_ANSWERS = {
+    "prompt": "html",
+    "pages": "1-3",
+    "max_pages": 7,
+    "min_tokens_per_page": 300,
+    "max_tokens_per_page": 999,
+    "max_new_tokens": 99,
+    "dtype": "bfloat16",
+    "keep_raw": True,
+}
+CHANGES_NOTHING = {
+    "input": "elsewhere",
+    "output": "elsewhere",
+    "password": ("secret",),
+    "device": "cuda",
+    "replicas": "1,4",
+    "tensor_parallel": 1,
+    "batch_size": 3,
+    "tokens_per_second": 12.0,
+    "decoders": 3,
+    "decoder_memory_mb": 4096,
+    "page_timeout_seconds": 1.0,
+    "max_failure_rate": 0.1,
+    "endpoint_url": "http://127.0.0.1:1",
+    "profile": "p",
+    "region": "r",
+}
+
+
+def test_the_hash_follows_what_changes_the_answers_and_nothing_else():
+    options = {field.name for field in dataclasses.fields(ParseJob)}
+    assert options == CHANGES_ANSWERS.keys() | CHANGES_NOTHING.keys() | {"model"}
+    plain = config_hash(settings())
+    assert {name: config_hash(settings(**{name: value})) == plain for name, value in CHANGES_NOTHING.items()} == (
+        dict.fromkeys(CHANGES_NOTHING, True)
+    )
+    hashes = {plain} | {config_hash(settings(**{name: value})) for name, value in CHANGES_ANSWERS.items()}
+    assert len(hashes) == 1 + len(CHANGES_ANSWERS)
+
+
+def test_the_hash_follows_the_words_of_a_prompt_file(tmp_path):
+    prompt = tmp_path / "prompt.txt"
+    prompt.write_text("List the totals.")
+    before = config_hash(settings(prompt=str(prompt)))
+    prompt.write_text("List the dates.")
+    assert config_hash(settings(prompt=str(prompt))) != before
+
+
+def test_the_fingerprint_follows_the_weights_wherever_they_lie(tmp_path):
+    one, two = tmp_path / "one", tmp_path / "two"
+    shutil.copytree(resolve_model("model/demo"), one)
+    shutil.copytree(one, two)
+    assert fingerprint(one) == fingerprint(two)
+    weights = two / "model.safetensors"
+    data = bytearray(weights.read_bytes())
+    data[-1] ^= 1
+    weights.write_bytes(data)
+    assert fingerprint(one) != fingerprint(two)
+
+
+def test_the_fingerprint_of_a_huge_file_samples_all_of_it(tmp_path):
+    weights = tmp_path / "model.safetensors"
+    with weights.open("wb") as file:
+        file.truncate(200 * 2**20)  # a hole: no bytes on disk
+    before = fingerprint(tmp_path)
+    with weights.open("r+b") as file:
+        for megabyte in range(1, 200, 4):
+            file.seek(megabyte * 2**20)
+            file.write(b"x" * 2**20)
+    assert fingerprint(tmp_path) != before
+
+
+def test_a_password_is_never_written():
+    secret = job(password=("hunter2", "hunter3"))
+    written = f"{redacted(secret)} {job_record(secret, answer_settings(secret, page_prompt('text')))}"
+    assert "hunter" not in written
+    assert redacted(secret)["password"] == "2 given"
+
+
+def test_a_model_of_the_checkout_is_found_from_any_folder(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    assert resolve_model("model/demo") == str(CHECKOUT / "model" / "demo")
+    assert resolve_model("Qwen/Qwen3-VL-8B-Instruct") == "Qwen/Qwen3-VL-8B-Instruct"

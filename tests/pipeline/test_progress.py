@@ -1,0 +1,106 @@
+"""What a person reads: the line while it runs, on a terminal and in a log, and the summary at the end."""
+
+import io
+import time
+
+import pytest
+
+from pipeline.books import FrozenSurvey
+from pipeline.manifest import Counts, Manifest
+from pipeline.progress import SECONDS_BETWEEN_UPDATES, Progress, Tally, duration, plan_text, progress_line, summary_text
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (0.4, "0 s"),
+        (42, "42 s"),
+        (89.4, "89 s"),
+        (360, "6 min"),
+        (3599, "1 h"),
+        (12_000, "3 h 20 min"),
+        (190_800, "2 d 5 h"),
+    ],
+)
+def test_durations_are_short(seconds, text):
+    assert duration(seconds) == text
+
+
+def test_the_line_tells_share_rate_tokens_failures_and_time_left():
+    tally = Tally("pages", 1234, 5678, 100.0, tokens=891_000, failed={"corrupt": 1, "encrypted": 2})
+    assert progress_line(tally) == (
+        "pages 1,234/5,678 (21.7 %) · 12.3 pages/s · 8,910 tok/s · failed 3 (encrypted 2, corrupt 1) · 6 min left"
+    )
+
+
+def test_what_an_earlier_run_did_is_no_measure_of_this_ones_speed():
+    line = progress_line(Tally("pages", 1100, 1200, 10.0, done_before=1000))
+    assert "10.0 pages/s" in line
+    assert line.endswith("10 s left")
+
+
+def test_the_line_of_nothing_at_all_has_no_rates_to_divide_by():
+    assert progress_line(Tally("pages", 0, 0)) == "pages 0/0 (100.0 %) · 0.0 pages/s"
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_a_log_gets_few_whole_lines():
+    stream = io.StringIO()
+    progress = Progress("pages", 100, stream)
+    for _ in range(100):
+        progress.add(1, failed=["corrupt"])
+    progress.finish()
+    (line,) = stream.getvalue().splitlines()
+    assert line.startswith("pages 100/100 (100.0 %)")
+    assert line.endswith("failed 100 (corrupt 100)")
+
+
+def test_a_terminal_gets_one_line_that_is_overwritten():
+    stream = Terminal()
+    progress = Progress("pages", 1000, stream)
+    for pages in (1, 999):
+        time.sleep(SECONDS_BETWEEN_UPDATES)
+        progress.add(pages)
+    progress.finish()
+    assert stream.getvalue().count("\n") == 1
+    first, second, last = stream.getvalue().rstrip("\n").split("\r")[1:]
+    assert first.startswith("pages 1/1,000 (0.1 %)")
+    assert last.startswith("pages 1,000/1,000 (100.0 %)")
+    assert len(second) >= len(first), "what was longer shows through"
+
+
+MANIFEST = Manifest(
+    schema_version=1,
+    config_hash="abc",
+    config={},
+    versions={},
+    documents=Counts({"failed": 6, "ok": 19}, {"corrupt": 2, "encrypted": 4}),
+    pages=Counts({"ok": 1234}, {}),
+    blocks=5000,
+    tokens_in=70_000,
+    tokens_out=80_000,
+    wall_seconds=420.0,
+    occupancy=0.856,
+    tables=(),
+)
+
+
+def test_the_summary_tells_the_counts_of_the_tables_and_how_to_look():
+    text = summary_text(MANIFEST, "/out")
+    assert "documents  25: failed 6, ok 19 (corrupt 2, encrypted 4)" in text
+    assert "pages      1,234: ok 1,234" in text
+    assert "7 min" in text
+    assert "86 % full" in text
+    assert "/out/documents" in text.splitlines()[-1]
+
+
+def test_the_plan_tells_what_reading_will_take():
+    survey = FrozenSurvey("survey/000000", 1, 25, {"corrupt": 2, "encrypted": 4}, 300, 60, 250, 500_000)
+    text = plan_text(survey, 1000.0, "as given")
+    assert "25: 19 can be read, failed 6 (encrypted 4, corrupt 2)" in text
+    assert "250 to read of 300" in text
+    assert "about 8 min at 1,000 visual tokens/s (as given)" in text

@@ -1,0 +1,77 @@
+"""What a job takes of a cluster always fits it, and leaves room for Ray Data's own tasks."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline.job import ParseJob
+from pipeline.resources import SPARE_CPUS, WRITER_CPUS, Cluster, allocate, reading_speed
+
+GB = 2**30
+
+
+def job(**options) -> ParseJob:
+    return ParseJob(**({"input": "in", "output": "out"} | options))
+
+
+@given(
+    st.floats(1, 256),
+    st.integers(0, 16),
+    st.integers(1, 512),
+    st.sampled_from(["1", "2", "1,4", "8,16"]),
+    st.integers(0, 20),
+    st.sampled_from(["auto", "cpu", "cuda"]),
+)
+def test_what_is_given_fits_or_is_refused(cpus, gpus, memory_gb, replicas, decoders, device):
+    cluster = Cluster(cpus=cpus, gpus=gpus, memory_bytes=memory_gb * GB)
+    try:
+        given = allocate(job(replicas=replicas, decoders=decoders, device=device), cluster)
+    except ValueError:
+        return
+    fewest = given.replicas[0]
+    used = given.decoders + fewest * given.replica_cpus + given.writers * WRITER_CPUS
+    assert used + SPARE_CPUS <= cpus
+    assert fewest * given.replica_gpus <= gpus
+    assert given.decoders * given.decoder_memory_bytes <= cluster.memory_bytes
+    assert given.child_memory_bytes > 0
+    assert not decoders or given.decoders == decoders
+
+
+def test_gpus_are_used_when_there_are_some():
+    given = allocate(job(), Cluster(cpus=16, gpus=1, memory_bytes=128 * GB))
+    assert (given.device, given.replica_gpus, given.batch_size) == ("cuda", 1, 64)
+    assert given.decoders == 13
+
+
+def test_a_small_machine_holds_one_of_each():
+    given = allocate(job(), Cluster(cpus=5, gpus=0, memory_bytes=4 * GB))
+    assert (given.device, given.decoders, given.replica_cpus, given.writers) == ("cpu", 1, 2.0, 1)
+
+
+@pytest.mark.parametrize(
+    ("options", "cluster", "remedy"),
+    [
+        ({"device": "cuda"}, Cluster(cpus=8, gpus=0, memory_bytes=64 * GB), "GPUs"),
+        ({"replicas": "4", "device": "cuda"}, Cluster(cpus=64, gpus=2, memory_bytes=64 * GB), "fewer replicas"),
+        ({"decoders": 40}, Cluster(cpus=8, gpus=0, memory_bytes=256 * GB), "fewer decoders"),
+        ({}, Cluster(cpus=8, gpus=0, memory_bytes=1 * GB), "less decoder_memory_mb"),
+        ({}, Cluster(cpus=2, gpus=0, memory_bytes=64 * GB), "CPUs"),
+    ],
+)
+def test_what_cannot_fit_is_refused_with_a_remedy(options, cluster, remedy):
+    with pytest.raises(ValueError, match=remedy):
+        allocate(job(**options), cluster)
+
+
+def test_calls_in_flight_fill_the_batch_and_a_quarter_more():
+    given = allocate(job(batch_size=64), Cluster(cpus=16, gpus=1, memory_bytes=128 * GB))
+    assert given.calls_per_replica(1.0) == 80
+    assert given.calls_per_replica(5.0) == 16
+    assert given.calls_per_replica(1000.0) == 2
+
+
+def test_the_expected_speed_says_where_it_comes_from():
+    cluster = Cluster(cpus=16, gpus=4, memory_bytes=128 * GB)
+    assert reading_speed(job(replicas="1,4"), allocate(job(replicas="1,4"), cluster))[1].count("assumed") == 1
+    given = job(replicas="2", tokens_per_second=1000.0)
+    assert reading_speed(given, allocate(given, cluster)) == (2000.0, "2 x 1,000, as given")

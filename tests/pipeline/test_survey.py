@@ -1,0 +1,109 @@
+"""The survey: every input once, units that cover the wanted pages and stay bounded, shards that keep the order."""
+
+import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipeline.documents import DocumentOptions, selected_pages
+from pipeline.records import Asset, ErrorCode, Failure, Stage
+from pipeline.rows import MAX_ROW_BYTES
+from pipeline.store import StoreOptions
+from pipeline.survey import (
+    ASSETS,
+    MAX_SHARD_PAGES,
+    MAX_UNIT_PAGES,
+    Surveyor,
+    count_pages,
+    cut_shards,
+    cut_units,
+    listing_table,
+)
+from tests.pipeline.document_files import PdfPage, pdf_bytes, text
+
+BYTES_PER_TOKEN = 3072
+
+
+def assets_with(page_tokens: list[list[int]]):
+    table = listing_table(Asset(f"/in/{number}.pdf", 1, "v1") for number in range(len(page_tokens)))
+    rows = [
+        row | {"page_tokens": tokens, "pages": len(tokens)}
+        for row, tokens in zip(table.to_pylist(), page_tokens, strict=True)
+    ]
+    return type(table).from_pylist(rows, schema=ASSETS)
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    st.lists(st.lists(st.integers(0, 20_000), max_size=60), max_size=4),
+    st.sampled_from(["", "1", "2-5,9", "1-3,7,20-", "50-"]),
+)
+def test_units_cover_the_wanted_pages_once_and_stay_bounded(page_tokens, pages):
+    assets = assets_with(page_tokens)
+    units = cut_units(assets, pages, bytes_per_token=BYTES_PER_TOKEN)
+    covered: dict[str, list[int]] = {asset_id: [] for asset_id in assets["asset_id"].to_pylist()}
+    tokens_of = dict(zip(covered, page_tokens, strict=True))
+    for unit in units.to_pylist():
+        run = range(unit["first"], unit["last"] + 1)
+        covered[unit["asset_id"]] += run
+        assert unit["tokens"] == sum(tokens_of[unit["asset_id"]][page_no - 1] for page_no in run)
+        assert len(run) <= MAX_UNIT_PAGES
+        assert len(run) == 1 or unit["tokens"] * BYTES_PER_TOKEN <= MAX_ROW_BYTES
+    wanted = {asset_id: list(selected_pages(pages, len(tokens))) for asset_id, tokens in tokens_of.items()}
+    assert covered == wanted
+    assert count_pages(units) == sum(map(len, wanted.values()))
+    assert len(set(units["unit_id"].to_pylist())) == len(units)
+
+
+def test_a_unit_of_full_size_pages_fills_a_row_and_no_more():
+    units = cut_units(assets_with([[2048] * 12]), "", bytes_per_token=BYTES_PER_TOKEN)
+    assert units.select(["first", "last"]).to_pylist() == [
+        {"first": 1, "last": 5},
+        {"first": 6, "last": 10},
+        {"first": 11, "last": 12},
+    ]
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.lists(st.sampled_from([0, 1, 40, MAX_SHARD_PAGES // 2, MAX_SHARD_PAGES, 3 * MAX_SHARD_PAGES]), max_size=12))
+def test_shards_keep_every_asset_in_order_and_stay_bounded(pages):
+    table = listing_table(Asset(f"/in/{number}.pdf", 1, "v1") for number in range(len(pages)))
+    counted = type(table).from_pylist(
+        [row | {"pages": count} for row, count in zip(table.to_pylist(), pages, strict=True)], schema=ASSETS
+    )
+    shuffled = counted.take(np.random.default_rng(0).permutation(len(counted)))
+    shards = list(cut_shards(shuffled))
+    assert [order for shard in shards for order in shard["order"].to_pylist()] == list(range(len(pages)))
+    for shard in shards:
+        assert len(shard) == 1 or sum(max(1, count) for count in shard["pages"].to_pylist()) <= MAX_SHARD_PAGES
+
+
+def test_an_object_named_twice_is_one_input():
+    asset = Asset("/in/a.pdf", 1, "v1")
+    missing = Asset("/in/b.pdf", 0, "")
+    failure = Failure(Stage.LIST, ErrorCode.NOT_FOUND, "gone")
+    table = listing_table([asset, (missing, failure), asset])
+    assert table["uri"].to_pylist() == ["/in/a.pdf", "/in/b.pdf"]
+    assert table["error_code"].to_pylist() == ["", "not_found"]
+
+
+def test_opening_an_asset_tells_its_pages_or_why_not(tmp_path):
+    (tmp_path / "good.pdf").write_bytes(pdf_bytes([PdfPage(content=text("hello", 100, 700))] * 3))
+    (tmp_path / "bad.pdf").write_bytes(b"%PDF-1.7\nthis is not one")
+    (tmp_path / "empty.pdf").write_bytes(b"")
+    names = ["good.pdf", "bad.pdf", "empty.pdf", "gone.pdf"]
+    sizes = [(tmp_path / name).stat().st_size if (tmp_path / name).exists() else 5 for name in names]
+    versions = [
+        f"{size}-{(tmp_path / name).stat().st_mtime_ns if (tmp_path / name).exists() else 0}"
+        for name, size in zip(names, sizes, strict=True)
+    ]
+    listing = listing_table(
+        Asset(str(tmp_path / name), size, version, (("tag", name),))
+        for name, size, version in zip(names, sizes, versions, strict=True)
+    )
+    surveyor = Surveyor(StoreOptions(), DocumentOptions(max_tokens=1024), memory_bytes=2**30, seconds=60.0)
+    rows = surveyor(listing).to_pylist()
+    assert [row["pages"] for row in rows] == [3, 0, 0, 0]
+    assert [row["error_code"] for row in rows] == ["", "corrupt", "empty_file", "not_found"]
+    assert [dict(row["user"])["tag"] for row in rows] == names
+    assert len(rows[0]["page_tokens"]) == 3
+    assert all(900 < tokens <= 1024 for tokens in rows[0]["page_tokens"])
