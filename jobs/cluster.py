@@ -22,7 +22,7 @@ def connected() -> Iterator[None]:
         ray.init(runtime_env=None if is_submitted else {"working_dir": str(CHECKOUT)}, logging_level=logging.WARNING)
     else:
         cpus = MORE_CPUS + (os.cpu_count() or 1)
-        ray.init(address="local", num_cpus=cpus, include_dashboard=False, logging_level=logging.WARNING)
+        ray.init(address="local", num_cpus=cpus, include_dashboard=False, logging_level=logging.ERROR)
     for handler in logging.getLogger("ray.data").handlers:
         if handler.name == "console":  # its file keeps everything
             handler.setLevel(logging.ERROR)

@@ -59,7 +59,7 @@ class ParseJob:
     decoder_memory_mb: int = _option(2048, "memory of each decoder; a page that needs more fails as render_oom")
     page_timeout_seconds: float = _option(60.0, "longest time to open a document or to render a page")
 
-    max_failure_rate: float = _option(0.5, "exit 1 when more than this share of the inputs failed (0 to 1)")
+    max_failure_rate: float = _option(1.0, "exit 1 when more than this share of the inputs failed (0 to 1)")
     endpoint_url: str | None = _option(None, "S3 endpoint, when it is not AWS's")
     profile: str | None = _option(None, "profile of the AWS configuration")
     region: str | None = _option(None, "AWS region")

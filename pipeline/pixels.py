@@ -57,7 +57,7 @@ class PixelBudget:
             min(rows, MAX_ASPECT * columns),
             min(columns, MAX_ASPECT * rows),
             multiple=self.multiple,
-            min_pixels=self.min_tokens * self.multiple**2,
+            min_pixels=(1 if scalable else self.min_tokens) * self.multiple**2,
             max_pixels=max_pixels,
         )
 

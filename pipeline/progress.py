@@ -84,7 +84,7 @@ class Progress:
         self._tally = Tally(unit=unit, done=done, total=total, done_before=done)
         self._failed = Counter(failed)
         self._began = self._shown_at = time.monotonic()
-        self._width = 0
+        self._shown = ""
 
     def add(self, done: int, *, tokens: int = 0, failed: Iterable[str] = ()) -> None:
         """`failed`: an error code for each failure."""
@@ -106,12 +106,12 @@ class Progress:
             self._stream.write("\n")
 
     def _show(self) -> None:
-        line = progress_line(self._tally)
-        # Padding wipes what a longer line left behind.
-        self._stream.write(f"\r{line:<{self._width}}" if self._in_place else line + "\n")
-        self._stream.flush()
-        self._width = len(line)
-        self._shown_at = time.monotonic()
+        line, self._shown_at = progress_line(self._tally), time.monotonic()
+        if line != self._shown:
+            # Padding wipes what a longer line left behind.
+            self._stream.write(f"\r{line:<{len(self._shown)}}" if self._in_place else line + "\n")
+            self._stream.flush()
+        self._shown = line
 
 
 def plan_text(survey: FrozenSurvey, tokens_per_second: float, basis: str) -> str:

@@ -15,7 +15,7 @@ from pipeline.sink import PartWriter, SinkOptions
 from pipeline.streaming import collect, stream
 from pipeline.survey import count_pages
 
-MAX_REPLICA_RESTARTS = 16  # of one replica: an input that kills engines must not do so for ever
+MAX_REPLICA_RESTARTS = 8  # of one replica: an input that kills engines must not do so for ever
 MAX_UNITS_PER_PART = 16
 PARTS_PER_PASS = 256  # at least, where there are as many units: a part is what a killed run loses
 
