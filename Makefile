@@ -8,7 +8,7 @@ demo: .venv/ready ## parse sample documents with the embedded model and show the
 	$(BIN)/python -m jobs.demo demo-output
 
 test: .venv/ready ## run the tests
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest  # tiny networks: more threads cost more than they bring
 
 lint: .venv/ready ## style and types
 	$(BIN)/ruff check .

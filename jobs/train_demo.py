@@ -13,6 +13,7 @@ import argparse
 import contextlib
 import json
 import multiprocessing
+import os
 import queue as queue_module
 import time
 from collections.abc import Iterator
@@ -176,9 +177,9 @@ def produce(
     """The generator's process: batches for ever; every tenth is a held-out one of the newest rung."""
     processor = Processor.from_pretrained(folder)
     rng = np.random.default_rng([seed, time.time_ns()])
-    trainer = multiprocessing.parent_process()
+    trainer = os.getppid()
     number = 0
-    while trainer is None or trainer.is_alive():
+    while os.getppid() == trainer:
         newest = rung.value
         held_out = number % 10 == 9 and newest != ONLY_TOWER
         if newest == ONLY_TOWER:
