@@ -1,6 +1,7 @@
 """The loader takes the official layouts and nothing else."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,6 +10,8 @@ from tiny import random_pair
 from transformers import Qwen3VLForConditionalGeneration
 
 from model.weights import from_pretrained, save_weights
+
+DEMO = Path(__file__).parents[2] / "model" / "demo"
 
 
 def rewrite(folder, change):
@@ -87,3 +90,10 @@ def test_the_older_spelling_of_rotary_settings_reads_the_same(tmp_path):
     path.write_text(json.dumps(raw))
 
     assert from_pretrained(str(tmp_path)).config == pair.config
+
+
+def test_transformers_loads_the_demo_checkpoint_without_a_missing_or_unexpected_key():
+    _, report = Qwen3VLForConditionalGeneration.from_pretrained(DEMO, output_loading_info=True)
+
+    assert not report["missing_keys"]
+    assert not report["unexpected_keys"]
