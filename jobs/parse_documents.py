@@ -50,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         with connected():
             signal.signal(signal.SIGTERM, _interrupt)  # after ray.init, which sets its own
-            return _plan(setup) if flags.plan else _run(setup)
+            return _work(setup, plan_only=flags.plan)
     except ConnectionError as error:
         return _refuse(error)
     except KeyboardInterrupt:
@@ -90,20 +90,14 @@ def _job(flags: argparse.Namespace) -> ParseJob:
     )
 
 
-def _plan(setup: Setup) -> int:
+def _work(setup: Setup, *, plan_only: bool) -> int:
     try:
         resources = allocate(setup.job, cluster())
     except ValueError as error:
         return _refuse(error)
-    print(plan_text(find_survey(setup, resources, sys.stderr), *reading_speed(setup.job, resources)))
-    return DONE
-
-
-def _run(setup: Setup) -> int:
-    try:
-        resources = allocate(setup.job, cluster())
-    except ValueError as error:
-        return _refuse(error)
+    if plan_only:
+        print(plan_text(find_survey(setup, resources, sys.stderr), *reading_speed(setup.job, resources)))
+        return DONE
     try:
         manifest = run(setup, resources, sys.stderr)
     except Superseded as error:

@@ -67,9 +67,9 @@ def prepare(job: ParseJob) -> Setup:
     store = Store(job.store_options)
     books = Books(store, job.output)
     try:
-        books.open(job_record(job, settings))
-        finished = read_manifest(store, job.output)
         listing = None if books.survey() else listing_table(list_inputs(store, job.input))
+        books.open(job_record(job, settings))  # last: a job that cannot be run leaves no trace
+        finished = read_manifest(store, job.output)
     except OSError as error:
         raise ValueError(f"output {job.output} cannot be used: {error}") from error
     return Setup(job, books, prompt, document, settings, listing, finished)

@@ -12,7 +12,7 @@ BATCH_SIZE = {"cpu": 8, "cuda": 64}
 CALLS_OVER_SLOTS = 1.25  # calls in flight for each slot of the engine: the next ones wait at its door
 REPLICAS_PER_WRITER = 8
 # Visual tokens a replica reads each second, text and all, until somebody measures: only --plan uses them.
-ASSUMED_TOKENS_PER_SECOND = {"cpu": 400.0, "cuda": 20_000.0}
+ASSUMED_TOKENS_PER_SECOND = {"cpu": 100.0, "cuda": 8_000.0}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

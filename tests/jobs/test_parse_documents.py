@@ -70,6 +70,7 @@ def test_an_input_that_names_nothing_is_a_bad_job(tmp_path):
     done = run(tmp_path / "nothing", tmp_path / "out")
     assert done.returncode == 2
     assert "no such file" in done.stderr.splitlines()[-1]
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_stopped_job_goes_on_with_the_same_command_and_its_summary_counts_the_tables(inputs, tmp_path, ray_address):

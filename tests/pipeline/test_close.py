@@ -45,7 +45,7 @@ def page(name: str, page_no: int) -> PageRow:
 
 
 def frozen_job(output: str, pages: dict[str, int], wanted: str = "") -> tuple[Books, FrozenSurvey]:
-    """Books with a survey and all its units in parts of two units each, put in an order of their own."""
+    """Books with a survey and all its units in parts of two, which overlap: most units were written twice."""
     books = Books(Store(), output)
     epoch = books.claim_epoch()
     assets = assets_table(pages)
@@ -58,7 +58,7 @@ def frozen_job(output: str, pages: dict[str, int], wanted: str = "") -> tuple[Bo
         for page_no in range(unit["first"], unit["last"] + 1)
     ]
     unit_ids = units["unit_id"].to_pylist()
-    for first in reversed(range(0, len(unit_ids), 2)):
+    for first in range(len(unit_ids)):
         mine = unit_ids[first : first + 2]
         part = parts_table([row for row in rows if row[0] in mine])
         books.store.put(books.part_uri(epoch, mine), to_parquet(part))

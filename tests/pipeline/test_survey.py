@@ -1,13 +1,17 @@
 """The survey: every input once, units that cover the wanted pages and stay bounded, shards that keep the order."""
 
+from pathlib import Path
+from typing import Any
+
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.documents import DocumentOptions, selected_pages
 from pipeline.records import Asset, ErrorCode, Failure, Stage
 from pipeline.rows import MAX_ROW_BYTES
-from pipeline.store import StoreOptions
+from pipeline.store import Store, StoreOptions
 from pipeline.survey import (
     ASSETS,
     MAX_SHARD_PAGES,
@@ -34,7 +38,9 @@ def assets_with(page_tokens: list[list[int]]):
 
 @settings(deadline=None, max_examples=60)
 @given(
-    st.lists(st.lists(st.integers(0, 20_000), max_size=60), max_size=4),
+    st.lists(
+        st.sampled_from([300, 20_000]).flatmap(lambda most: st.lists(st.integers(0, most), max_size=60)), max_size=4
+    ),
     st.sampled_from(["", "1", "2-5,9", "1-3,7,20-", "50-"]),
 )
 def test_units_cover_the_wanted_pages_once_and_stay_bounded(page_tokens, pages):
@@ -54,13 +60,15 @@ def test_units_cover_the_wanted_pages_once_and_stay_bounded(page_tokens, pages):
     assert len(set(units["unit_id"].to_pylist())) == len(units)
 
 
-def test_a_unit_of_full_size_pages_fills_a_row_and_no_more():
-    units = cut_units(assets_with([[2048] * 12]), "", bytes_per_token=BYTES_PER_TOKEN)
-    assert units.select(["first", "last"]).to_pylist() == [
-        {"first": 1, "last": 5},
-        {"first": 6, "last": 10},
-        {"first": 11, "last": 12},
-    ]
+@pytest.mark.parametrize(("tokens", "runs"), [(2048, [(1, 5), (6, 10), (11, 12)]), (100, [(1, 12)])])
+def test_a_unit_holds_as_many_pages_as_fit_a_row(tokens, runs):
+    units = cut_units(assets_with([[tokens] * 12]), "", bytes_per_token=BYTES_PER_TOKEN)
+    assert list(zip(units["first"].to_pylist(), units["last"].to_pylist(), strict=True)) == runs
+
+
+def test_a_unit_holds_few_pages_however_small_they_are():
+    units = cut_units(assets_with([[0] * (2 * MAX_UNIT_PAGES + 1)]), "", bytes_per_token=BYTES_PER_TOKEN)
+    assert units["last"].to_pylist() == [MAX_UNIT_PAGES, 2 * MAX_UNIT_PAGES, 2 * MAX_UNIT_PAGES + 1]
 
 
 @settings(deadline=None, max_examples=40)
@@ -86,24 +94,26 @@ def test_an_object_named_twice_is_one_input():
     assert table["error_code"].to_pylist() == ["", "not_found"]
 
 
-def test_opening_an_asset_tells_its_pages_or_why_not(tmp_path):
-    (tmp_path / "good.pdf").write_bytes(pdf_bytes([PdfPage(content=text("hello", 100, 700))] * 3))
-    (tmp_path / "bad.pdf").write_bytes(b"%PDF-1.7\nthis is not one")
-    (tmp_path / "empty.pdf").write_bytes(b"")
-    names = ["good.pdf", "bad.pdf", "empty.pdf", "gone.pdf"]
-    sizes = [(tmp_path / name).stat().st_size if (tmp_path / name).exists() else 5 for name in names]
-    versions = [
-        f"{size}-{(tmp_path / name).stat().st_mtime_ns if (tmp_path / name).exists() else 0}"
-        for name, size in zip(names, sizes, strict=True)
-    ]
-    listing = listing_table(
-        Asset(str(tmp_path / name), size, version, (("tag", name),))
-        for name, size, version in zip(names, sizes, versions, strict=True)
-    )
+def survey_folder(folder: Path) -> list[dict[str, Any]]:
     surveyor = Surveyor(StoreOptions(), DocumentOptions(max_tokens=1024), memory_bytes=2**30, seconds=60.0)
-    rows = surveyor(listing).to_pylist()
-    assert [row["pages"] for row in rows] == [3, 0, 0, 0]
-    assert [row["error_code"] for row in rows] == ["", "corrupt", "empty_file", "not_found"]
-    assert [dict(row["user"])["tag"] for row in rows] == names
+    return surveyor(listing_table(Store().list(str(folder)))).to_pylist()
+
+
+def test_opening_an_asset_tells_its_pages_or_why_not(tmp_path):
+    (tmp_path / "1.pdf").write_bytes(pdf_bytes([PdfPage(content=text("hello", 100, 700))] * 3))
+    (tmp_path / "2.pdf").write_bytes(b"%PDF-1.7\nthis is not one")
+    (tmp_path / "3.pdf").write_bytes(b"")
+    rows = survey_folder(tmp_path)
+    assert [row["pages"] for row in rows] == [3, 0, 0]
+    assert [row["error_code"] for row in rows] == ["", "corrupt", "empty_file"]
     assert len(rows[0]["page_tokens"]) == 3
     assert all(900 < tokens <= 1024 for tokens in rows[0]["page_tokens"])
+
+
+def test_a_title_that_is_no_text_does_not_stop_the_survey(tmp_path):
+    """Half of a surrogate pair cannot stand in an Arrow string."""
+    data = pdf_bytes([PdfPage()], more_objects=["<</Title <FEFFD8000041>>>"])
+    (tmp_path / "odd.pdf").write_bytes(data.replace(b"/Root 1 0 R", b"/Root 1 0 R /Info 6 0 R"))
+    (row,) = survey_folder(tmp_path)
+    assert (row["pages"], row["error_code"]) == (1, "")
+    assert row["title"].endswith("A")
