@@ -162,27 +162,21 @@ def test_a_driver_gives_up_when_another_one_goes_on(inputs, tmp_path):
         follow(iter(receipts), setup, survey, epoch, 0, io.StringIO(), seconds_between_checks=0.0)
 
 
-def test_a_replica_that_dies_in_the_middle_loses_and_doubles_nothing(undisturbed, inputs, tmp_path):
-    died = tmp_path / "died"
-    engine = FakeLoader(step_seconds=0.05, dies_at="Page 30 of b.pdf", died=died)
-    run_job(job_of(inputs, tmp_path / "out"), engine)
-    assert died.exists()
-    assert tables_of(tmp_path / "out") == tables_of(undisturbed[0])
-
-
-def test_a_bucket_gives_the_same_tables_as_a_folder(s3, ray_address, undisturbed, inputs):
+def test_a_bucket_gives_the_same_tables_as_a_folder_though_a_replica_dies(
+    s3, ray_address, undisturbed, inputs, tmp_path
+):
     store, bucket = Store(StoreOptions(endpoint_url=s3.endpoint_url)), s3.new_bucket()
     for path in inputs.iterdir():
         store.put(f"s3://{bucket}/in/{path.name}", path.read_bytes())
-    job = replace(job_of(inputs, inputs), input=f"s3://{bucket}/in", output=f"s3://{bucket}/out")
-    manifest, _ = run_job(replace(job, endpoint_url=s3.endpoint_url))
+    source, output = f"s3://{bucket}/in", f"s3://{bucket}/out"
+    job = replace(job_of(inputs, tmp_path), input=source, output=output, endpoint_url=s3.endpoint_url)
+    died = tmp_path / "died"
+    manifest, _ = run_job(job, FakeLoader(step_seconds=0.05, dies_at="Page 30 of b.pdf", died=died))
+    assert died.exists()
     assert manifest.documents == undisturbed[1].documents
-    files = {
-        name: [file.file for file in manifest.tables if file.file.startswith(name)] for name in ("pages", "blocks")
-    }
     for name, columns in (("pages", ["page_no", "status", "markdown"]), ("blocks", ["page_no", "order", "text"])):
-        (file,) = files[name]
-        table = pq.read_table(pa.BufferReader(store.read(join(job.output, file))), columns=columns)
+        (file,) = [file.file for file in manifest.tables if file.file.startswith(name)]
+        table = pq.read_table(pa.BufferReader(store.read(join(output, file))), columns=columns)
         assert table == tables_of(undisturbed[0])[name].select(columns)
 
 
