@@ -17,7 +17,7 @@ import os
 import queue as queue_module
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from multiprocessing.queues import Queue
 from multiprocessing.sharedctypes import Synchronized
 from pathlib import Path
@@ -91,7 +91,7 @@ def make_batch(
     kind = "html" if rung >= HTML_FROM_RUNG and rng.random() < 0.2 else "markdown"
     pages = render_with_glyphs(rng, difficulty, count, held_out=held_out, size=(width, height))
     prompts = [_with_answer(processor, page, pixels, kind) for page, pixels, _ in pages]
-    half = processor.pixel_multiple // 2
+    patch_size = processor.config.vision.patch_size
     return TrainingBatch(
         rung=rung,
         token_ids_N=np.concatenate([prompt.token_ids_T for prompt, _ in prompts]),
@@ -100,15 +100,16 @@ def make_batch(
         lengths=[len(prompt.token_ids_T) for prompt, _ in prompts],
         patches_PC=np.concatenate([prompt.patches_PC for prompt, _ in prompts]),
         grids_G3=[tuple(grid) for prompt, _ in prompts for grid in prompt.grids_G3.tolist()],
-        glyphs_MQA=np.concatenate([_glyphs_of_quarters(found, width // half, height // half) for *_, found in pages]),
+        glyphs_MQA=np.concatenate([_glyphs_of_quarters(found, width, height, patch_size) for *_, found in pages]),
     )
 
 
-def _glyphs_of_quarters(found: list[Glyph], columns: int, rows: int) -> np.ndarray:
+def _glyphs_of_quarters(found: list[Glyph], width: int, height: int, patch_size: int) -> np.ndarray:
     """bool [visual tokens, 4, alphabet]: the characters whose middle lies in each quarter of a token (a patch)."""
+    rows, columns = height // patch_size, width // patch_size
     seen = np.zeros((rows // 2, columns // 2, 2, 2, len(ALPHABET)), dtype=bool)
     for glyph in found:
-        row, column, letter = int(glyph.y // 16), int(glyph.x // 16), ord(glyph.character) - 33
+        row, column, letter = int(glyph.y // patch_size), int(glyph.x // patch_size), ord(glyph.character) - 33
         if 0 <= row < rows and 0 <= column < columns and 0 <= letter < len(ALPHABET):
             seen[row // 2, column // 2, row % 2, column % 2, letter] = True
     return seen.reshape(-1, QUARTERS, len(ALPHABET))
@@ -122,14 +123,11 @@ def _with_answer(processor: Processor, page: SamplePage, pixels: np.ndarray, kin
     answer_ids = [*tokenizer.encode(answer, add_special_tokens=False).ids, tokenizer.token_to_id("<|im_end|>")]
     start = len(prompt.token_ids_T)
     positions = prompt.next_position + np.arange(len(answer_ids), dtype=np.int32)
-    whole = Prompt(
-        key=prompt.key,
+    whole = replace(
+        prompt,
         token_ids_T=np.concatenate([prompt.token_ids_T, np.array(answer_ids, dtype=np.int32)]),
         positions_3T=np.concatenate([prompt.positions_3T, np.tile(positions, (3, 1))], axis=1),
         next_position=prompt.next_position + len(answer_ids),
-        patches_PC=prompt.patches_PC,
-        grids_G3=prompt.grids_G3,
-        sampling=prompt.sampling,
     )
     return whole, start
 
