@@ -44,6 +44,8 @@ def head(tmp_path: Path) -> Iterator[dict[str, str]]:
         )
     try:
         wait_until(lambda: reachable(dashboard), seconds=60)
+        # The dashboard answers before the agent that starts jobs has registered: a first small job tells when it has.
+        wait_until(lambda: ray_job(environment, "submit", "--", "true", cwd=tmp_path).returncode == 0, seconds=120)
         yield environment
     finally:
         os.killpg(node.pid, signal.SIGTERM)
