@@ -103,14 +103,15 @@ class PackedCausal:
 
 @dataclass(frozen=True, slots=True)
 class KeyValueCache:
-    """Keys and values of every decoder layer, each [layers, blocks, block size, K, D]."""
+    """Keys and values of every decoder layer, each [layers, K, blocks, block size, D]: with the heads outside, blocks
+    that follow each other are one [T, D] matrix of a head, which is read in place."""
 
     keys: Tensor
     values: Tensor
 
     @property
     def block_size(self) -> int:
-        return self.keys.shape[2]
+        return self.keys.shape[3]
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,7 +138,7 @@ def paged_attention(
     longs, singles = chunks[:num_longs], chunks[num_longs:]
     assert all(len(chunk) == 1 for chunk in singles), "chunks of one token must come last"
     if implementation == "sdpa":
-        return PagedSdpa(cache, longs, singles)
+        return PagedSdpa(cache, chunks)
     check_block_size(cache.block_size, implementation)
     return PagedFlash(cache, longs, singles)
 
@@ -149,49 +150,55 @@ def check_block_size(block_size: int, implementation: AttentionImplementation) -
 
 
 class PagedSdpa:
-    """The reference, and the way on CPUs: gathers the blocks of a sequence and calls torch's attention.
+    """The reference, and the way on CPUs: torch's attention for one sequence after the other, so that none is padded.
 
-    Heads are grouped by reshaping the queries; keys are never repeated. Where everything lies is worked out once and
-    used by all layers.
+    A sequence whose blocks follow each other is read where it lies (the pool sees to it that most do), another one is
+    gathered. Heads are grouped by reshaping the queries; keys are never repeated. Where everything lies is worked out
+    once and used by all layers.
     """
 
-    def __init__(self, cache: KeyValueCache, longs: Sequence[CachedChunk], singles: Sequence[CachedChunk]) -> None:
+    def __init__(self, cache: KeyValueCache, chunks: Sequence[CachedChunk]) -> None:
         device = cache.keys.device
         self._cache = cache
-        self._longs = longs
-        self._slots_N = device_tensor(_slots([*longs, *singles], cache.block_size), device)
-        # A chunk with nothing before it (None) sees only itself and needs no gathering.
-        self._tables = [device_tensor(_tables([c], cache.block_size)[0], device) if c.start else None for c in longs]
-        self._masks = [_causal_mask(c, cache.keys) if c.start else None for c in longs]
-        self._single_tables_SB = device_tensor(_tables(singles, cache.block_size), device)
-        room = self._single_tables_SB.shape[1] * cache.block_size
-        ends_S = device_tensor(np.array([chunk.end for chunk in singles], dtype=np.int64), device)
-        visible_ST = torch.arange(room, device=device) < ends_S[:, None]
-        self._single_mask_S11T = _additive(visible_ST, cache.keys.dtype)[:, None, None]
+        self._slots_N = device_tensor(_slots(chunks, cache.block_size), device)
+        self._lengths = [len(chunk) for chunk in chunks]
+        # A chunk with nothing before it (None) sees only itself, so the cache is not read at all.
+        self._places = [_place(chunk, cache) if chunk.start else None for chunk in chunks]
+        self._masks = [_causal_mask(c, cache.keys) if c.start and len(c) > 1 else None for c in chunks]
 
     def __call__(self, layer: int, query_NHD: Tensor, key_NKD: Tensor, value_NKD: Tensor) -> Tensor:
         keys, values = _write(self._cache, layer, self._slots_N, key_NKD, value_NKD)
+        queries = query_NHD.split(self._lengths)
+        new = zip(key_NKD.split(self._lengths), value_NKD.split(self._lengths), strict=True)
         outputs = []
-        start = 0
-        for chunk, table_B, mask in zip(self._longs, self._tables, self._masks, strict=True):
-            rows = slice(start, start + len(chunk))
-            key_TKD, value_TKD = key_NKD[rows], value_NKD[rows]
-            if table_B is not None:
-                key_TKD, value_TKD = (_gather(part, table_B[None])[0, : chunk.end] for part in (keys, values))
-            outputs.append(_chunk_attention(query_NHD[rows], key_TKD, value_TKD, mask))
-            start = rows.stop
-        if start < len(query_NHD):
-            outputs.append(self._single_attention(query_NHD[start:], keys, values))
+        for query, place, mask, (key, value) in zip(queries, self._places, self._masks, new, strict=True):
+            if place is None:
+                outputs.append(_chunk_attention(query, key.transpose(0, 1), value.transpose(0, 1), mask))
+            else:
+                outputs.append(_chunk_attention(query, place.read(keys), place.read(values), mask))
         return torch.cat(outputs) if len(outputs) > 1 else outputs[0]
 
-    def _single_attention(self, query_SHD: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-        """One token of each sequence: its query heads of one key head are the rows of one small attention."""
-        key_SKTD, value_SKTD = (_gather(part, self._single_tables_SB).transpose(1, 2) for part in (keys, values))
-        query_SKGD = query_SHD.unflatten(1, (key_SKTD.shape[1], -1))
-        attended_SKGD = F.scaled_dot_product_attention(
-            query_SKGD, key_SKTD, value_SKTD, attn_mask=self._single_mask_S11T
-        )
-        return attended_SKGD.flatten(1, 2)
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where the first `end` tokens of a sequence lie in a layer's cache: from slot `start` on, or in `blocks`."""
+
+    start: int
+    end: int
+    blocks: Tensor | None
+
+    def read(self, cache_KBTD: Tensor) -> Tensor:
+        """-> [K, end, D]; B blocks of T tokens."""
+        if self.blocks is None:
+            return cache_KBTD.flatten(1, 2).narrow(1, self.start, self.end)
+        return cache_KBTD.index_select(1, self.blocks).flatten(1, 2)[:, : self.end]
+
+
+def _place(chunk: CachedChunk, cache: KeyValueCache) -> Place:
+    used = list(chunk.table[: -(-chunk.end // cache.block_size)])
+    if used == list(range(used[0], used[0] + len(used))):
+        return Place(used[0] * cache.block_size, chunk.end, None)
+    return Place(0, chunk.end, device_tensor(np.array(used, dtype=np.int64), cache.keys.device))
 
 
 class PagedFlash:
@@ -212,7 +219,8 @@ class PagedFlash:
         self._longest_key = max((chunk.end for chunk in longs), default=0)
 
     def __call__(self, layer: int, query_NHD: Tensor, key_NKD: Tensor, value_NKD: Tensor) -> Tensor:
-        keys, values = _write(self._cache, layer, self._slots_N, key_NKD, value_NKD)
+        written = _write(self._cache, layer, self._slots_N, key_NKD, value_NKD)
+        keys, values = (part.permute(1, 2, 0, 3) for part in written)  # any strides will do, if D is contiguous
         outputs = []
         if self._num_longs:
             attended_NHD = flash_attn_varlen_func(
@@ -243,24 +251,20 @@ class PagedFlash:
 def _write(
     cache: KeyValueCache, layer: int, slots_N: Tensor, key_NKD: Tensor, value_NKD: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Puts the new keys and values of a layer into their slots -> its whole cache, each [blocks, block size, K, D]."""
+    """Puts the new keys and values of a layer into their slots -> its whole cache, each [K, blocks, block size, D]."""
     keys, values = cache.keys[layer], cache.values[layer]
-    keys.flatten(0, 1).index_copy_(0, slots_N, key_NKD)
-    values.flatten(0, 1).index_copy_(0, slots_N, value_NKD)
+    keys.flatten(1, 2).index_copy_(1, slots_N, key_NKD.transpose(0, 1))
+    values.flatten(1, 2).index_copy_(1, slots_N, value_NKD.transpose(0, 1))
     return keys, values
 
 
-def _gather(blocks: Tensor, tables_SB: Tensor) -> Tensor:
-    """[blocks, block size, K, D] -> [S, T, K, D], T = the room of B blocks. Whole blocks are copied, not single
-    tokens."""
-    rows = blocks.flatten(1).index_select(0, tables_SB.flatten())
-    return rows.view(len(tables_SB), -1, *blocks.shape[2:])
-
-
-def _chunk_attention(query_NHD: Tensor, key_TKD: Tensor, value_TKD: Tensor, mask_NT: Tensor | None) -> Tensor:
-    """N tokens over T keys, the key heads as a batch; without a mask N = T and the order is causal."""
-    query_KGND = query_NHD.unflatten(1, (key_TKD.shape[1], -1)).permute(1, 2, 0, 3)
-    key_K1TD, value_K1TD = (part.transpose(0, 1)[:, None] for part in (key_TKD, value_TKD))
+def _chunk_attention(query_NHD: Tensor, key_KTD: Tensor, value_KTD: Tensor, mask_NT: Tensor | None) -> Tensor:
+    """N tokens over T keys, the key heads as a batch; without a mask N is 1, or T and the order causal."""
+    key_K1TD, value_K1TD = key_KTD[:, None], value_KTD[:, None]
+    if len(query_NHD) == 1:  # the query heads of one key head are the rows of one small attention
+        query_K1GD = query_NHD.view(len(key_KTD), 1, -1, query_NHD.shape[2])
+        return F.scaled_dot_product_attention(query_K1GD, key_K1TD, value_K1TD).reshape(query_NHD.shape)
+    query_KGND = query_NHD.unflatten(1, (len(key_KTD), -1)).permute(1, 2, 0, 3)
     groups = query_KGND.shape[1]
     attended_KGND = F.scaled_dot_product_attention(
         query_KGND,

@@ -4,6 +4,7 @@ Letters: N packed tokens of a pass, 3 = (time, row, column), M visual tokens amo
 O hidden size of the decoder, L DeepStack levels.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,6 +25,9 @@ from model.request import Prompt
 from model.sampler import choose_tokens, plan_draws
 from model.scheduler import Chunk
 from model.vision import VisualFeatures
+
+# What goes through the vision tower at once: on a GPU enough to fill it, on a CPU no more than its caches hold.
+PACK_PATCHES = {"cuda": 16384, "cpu": 1024}
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +55,7 @@ class Runner:
     ) -> None:
         weight = network.model.language_model.embed_tokens.weight
         text = network.config.text
-        shape = (text.num_hidden_layers, num_blocks, block_size, text.num_key_value_heads, text.head_dim)
+        shape = (text.num_hidden_layers, text.num_key_value_heads, num_blocks, block_size, text.head_dim)
         self._network = network
         self._device = weight.device
         self._implementation = implementation
@@ -147,19 +151,21 @@ class Sight:
         ]
 
     def _encode(self, wanted: list[tuple[Chunk, int, PlacedGrid]]) -> None:
-        """All missing grids of a pass go through the tower as one pack."""
-        if not wanted:
-            return
+        """The missing grids of a pass go through the tower in packs."""
+        for pack in _packs(wanted, PACK_PATCHES[self._device.type]):
+            self._encode_pack(pack)
+
+    def _encode_pack(self, pack: list[tuple[Chunk, int, PlacedGrid]]) -> None:
         patches_PC = np.concatenate(
-            [chunk.request.prompt.patches_PC[placed.first_patch : placed.last_patch] for chunk, _, placed in wanted]
+            [chunk.request.prompt.patches_PC[placed.first_patch : placed.last_patch] for chunk, _, placed in pack]
         )
         features = self._network.look(
-            device_tensor(patches_PC, self._device), [placed.grid for _, _, placed in wanted], self._implementation
+            device_tensor(patches_PC, self._device), [placed.grid for _, _, placed in pack], self._implementation
         )
-        sizes = [placed.end - placed.start for _, _, placed in wanted]
+        sizes = [placed.end - placed.start for _, _, placed in pack]
         embeddings = features.embeddings_MO.split(sizes)
         deepstack = features.deepstack_LMO.split(sizes, dim=1)
-        for (chunk, number, _), *parts in zip(wanted, embeddings, deepstack, strict=True):
+        for (chunk, number, _), *parts in zip(pack, embeddings, deepstack, strict=True):
             self._features[chunk.request.prompt.key, number] = VisualFeatures(*parts)
 
     def _take(self, chunk: Chunk, number: int, placed: PlacedGrid) -> VisualFeatures:
@@ -168,6 +174,23 @@ class Sight:
         features = self._features.pop(name) if chunk.end >= placed.end else self._features[name]
         shared = slice(max(chunk.start - placed.start, 0), min(chunk.end, placed.end) - placed.start)
         return VisualFeatures(features.embeddings_MO[shared], features.deepstack_LMO[:, shared])
+
+
+def _packs(
+    wanted: list[tuple[Chunk, int, PlacedGrid]], most_patches: int
+) -> Iterator[list[tuple[Chunk, int, PlacedGrid]]]:
+    """Cut in order, each pack of at most `most_patches` stored patches, or of one grid."""
+    pack: list[tuple[Chunk, int, PlacedGrid]] = []
+    patches = 0
+    for what in wanted:
+        size = what[2].last_patch - what[2].first_patch
+        if pack and patches + size > most_patches:
+            yield pack
+            pack, patches = [], 0
+        pack.append(what)
+        patches += size
+    if pack:
+        yield pack
 
 
 def placed_grids(prompt: Prompt, config: ModelConfig) -> list[PlacedGrid]:

@@ -38,12 +38,19 @@ class PatchEmbedding(nn.Module):
         size = (config.temporal_patch_size, config.patch_size, config.patch_size)
         self.proj = nn.Conv3d(config.in_channels, config.hidden_size, kernel_size=size, stride=size)
 
-    def forward(self, first_NC: Tensor, second_NC: Tensor) -> Tensor:
-        """uint8 patches of the first and the second frame of each pair -> [N, E]."""
+    def forward(self, first_NC: Tensor, second_NC: Tensor | None) -> Tensor:
+        """uint8 patches of the first and the second frame of each pair -> [N, E]. Images only: None for the second, for
+        an image is its own; the weights of the two are added, and its bytes are multiplied once."""
         weight = self.proj.weight  # as a linear map: Conv3d is 10 to 50,000 times slower (transformers issue 45750)
-        pixels_NC2 = torch.stack([first_NC, second_NC], dim=1).to(weight.dtype) - 127.5
-        weight_EC = weight.transpose(1, 2).flatten(1) / 127.5  # the two frames become the slowest axis
-        return F.linear(pixels_NC2.flatten(1), weight_EC, self.proj.bias)
+        weight_2EC = weight.movedim(2, 0).flatten(2) / 127.5
+        if second_NC is None:
+            return F.linear(_centred(first_NC, weight.dtype), weight_2EC.sum(0), self.proj.bias)
+        pixels_NC2 = torch.cat([_centred(first_NC, weight.dtype), _centred(second_NC, weight.dtype)], dim=1)
+        return F.linear(pixels_NC2, weight_2EC.transpose(0, 1).flatten(1), self.proj.bias)
+
+
+def _centred(patches_NC: Tensor, dtype: torch.dtype) -> Tensor:
+    return patches_NC.to(dtype).sub_(127.5)
 
 
 class VisionAttention(nn.Module):
@@ -137,9 +144,12 @@ class VisionTower(nn.Module):
 
         Grids do not see each other: attention runs inside each image or frame pair.
         """
-        first_N, second_N = _frame_pairs(grids_G3, patches_PC.device)
         rows_N, columns_N = self._patch_places(grids_G3, patches_PC.device)
-        hidden_NE = self.patch_embed(patches_PC[first_N], patches_PC[second_N])
+        if all(frames == 1 for frames, _, _ in grids_G3):
+            hidden_NE = self.patch_embed(patches_PC, None)
+        else:
+            first_N, second_N = _frame_pairs(grids_G3, patches_PC.device)
+            hidden_NE = self.patch_embed(patches_PC[first_N], patches_PC[second_N])
         hidden_NE = hidden_NE + self._position_embeddings(grids_G3).to(hidden_NE.dtype)
         cos_ND, sin_ND = self._rotary(rows_N, columns_N)
         lengths = [rows * columns for _, rows, columns in grids_G3]

@@ -61,7 +61,7 @@ def test_every_token_sees_its_own_sequence_up_to_itself(monkeypatch, implementat
     monkeypatch.setattr(model.attention, "flash_attn_with_kvcache", flash_kvcache_stand_in)
     rng = np.random.default_rng(block_size)
     num_blocks = BLOCKS * 6 if block_size < 16 else len(spans)
-    keys, values = (rng.standard_normal((LAYERS, num_blocks, block_size, KEY_HEADS, HEAD_DIM)) for _ in range(2))
+    keys, values = (rng.standard_normal((LAYERS, KEY_HEADS, num_blocks, block_size, HEAD_DIM)) for _ in range(2))
     cache = KeyValueCache(torch.from_numpy(keys.copy()), torch.from_numpy(values.copy()))
     shuffled = iter(rng.permutation(num_blocks).tolist())
     tables = [[next(shuffled) for _ in range(-(-end // block_size))] for _, end in spans]
@@ -76,14 +76,14 @@ def test_every_token_sees_its_own_sequence_up_to_itself(monkeypatch, implementat
         row = 0
         for table, (start, end) in zip(tables, spans, strict=True):
             for place in range(start, end):
-                slot = (layer, table[place // block_size], place % block_size)
+                slot = (layer, slice(None), table[place // block_size], place % block_size)
                 keys[slot], values[slot] = new_keys[row + place - start], new_values[row + place - start]
             for place in range(start, end):
                 sequence = [(table[seen // block_size], seen % block_size) for seen in range(place + 1)]
                 for head in range(HEADS):
                     group = head // (HEADS // KEY_HEADS)
-                    seen_keys = np.array([keys[layer, block, slot, group] for block, slot in sequence])
-                    seen_values = np.array([values[layer, block, slot, group] for block, slot in sequence])
+                    seen_keys = np.array([keys[layer, group, block, slot] for block, slot in sequence])
+                    seen_values = np.array([values[layer, group, block, slot] for block, slot in sequence])
                     expected[row, head] = attend(query[row, head], seen_keys, seen_values)
                 row += 1
         np.testing.assert_allclose(got.numpy(), expected, atol=1e-10)
@@ -92,6 +92,6 @@ def test_every_token_sees_its_own_sequence_up_to_itself(monkeypatch, implementat
 
 
 def test_flash_attention_refuses_blocks_it_cannot_read():
-    cache = KeyValueCache(*(torch.zeros(1, 4, 16, KEY_HEADS, HEAD_DIM) for _ in range(2)))
+    cache = KeyValueCache(*(torch.zeros(1, KEY_HEADS, 4, 16, HEAD_DIM) for _ in range(2)))
     with pytest.raises(ValueError, match="multiple of 256, not 16"):
         paged_attention(cache, [CachedChunk([0], 0, 3)], "flash_attention_2")
