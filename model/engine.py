@@ -7,6 +7,7 @@ for completion in engine.drain(): ...
 
 import json
 import time
+from bisect import bisect_right
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,14 +17,17 @@ import torch
 
 from model.attention import AttentionImplementation, check_block_size, checked_implementation
 from model.cache import BlockPool
+from model.drafts import drafter as make_drafter
+from model.loops import CHECK_EVERY, clean_length
 from model.processor import checkpoint_folder, read_tokenizer
 from model.qwen3_vl import Qwen3VL
 from model.request import Completion, FinishReason, Prompt
 from model.runner import Runner, SampledToken, rehearse
-from model.scheduler import Request, Scheduler
+from model.scheduler import Chunk, Request, Scheduler
 from model.weights import from_pretrained
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+FORMAT_CHARACTERS = " \n\t#*|`>_-~"  # what Markdown puts between the words of a page
 CPU_CACHE_BYTES = 2**30  # the most a cache takes on a CPU when nobody says how many tokens
 FREE_MEMORY_SHARE = 0.9  # of what a GPU has left beside weights and one pass; the rest is for fragments
 
@@ -34,6 +38,7 @@ class EngineOptions:
 
     max_batch_size: int = 64  # requests that run at once
     max_step_tokens: int = 2048  # tokens of one forward pass: prompts in chunks, and one for each decoding request
+    max_draft_tokens: int = 256  # tokens of a pass that check drafts; 0: no drafts
     kv_cache_tokens: int | None = None  # None: what the GPU has left; on a CPU what the batch can use, up to 1 GiB
     block_size: int = 16  # tokens in one block of the cache; flash_attention_2 wants a multiple of 256
     dtype: str | None = None  # "float32", "bfloat16", "float16"; None: the checkpoint's own on cuda, float32 on cpu
@@ -44,6 +49,8 @@ class EngineOptions:
         for name in ("max_batch_size", "max_step_tokens", "block_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
+        if self.max_draft_tokens < 0:
+            raise ValueError(f"max_draft_tokens must be at least 0, not {self.max_draft_tokens}")
         if self.kv_cache_tokens is not None and self.kv_cache_tokens < self.block_size:
             raise ValueError(
                 f"kv_cache_tokens must be at least one block of {self.block_size}, not {self.kv_cache_tokens}"
@@ -62,8 +69,10 @@ class EngineStats:
     steps: int = 0
     running_sum: int = 0  # requests at work, summed over the steps
     prompt_tokens: int = 0  # of the requests that were started
-    computed_tokens: int = 0  # prompts and answers; what a preemption made to be computed again counts again
+    computed_tokens: int = 0  # prompts and answers; what is computed again and what is drafted count too
     new_tokens: int = 0
+    drafted_tokens: int = 0
+    accepted_tokens: int = 0
     completions: int = 0
     preemptions: int = 0
     seconds: float = 0.0  # spent in steps
@@ -80,8 +89,8 @@ class Engine:
     def __init__(
         self, network: Qwen3VL, tokenizer: Any, options: EngineOptions, stop_token_ids: frozenset[int]
     ) -> None:
-        """`tokenizer` is asked for `decode(token_ids, skip_special_tokens=True)`; one of `stop_token_ids`
-        ends any completion.
+        """`tokenizer` is asked for `decode(token_ids, skip_special_tokens=...)`, and for the drafts for
+        `encode(text, add_special_tokens=False).ids`; one of `stop_token_ids` ends any completion.
 
         Raises ValueError for an attention implementation that cannot be used here.
         """
@@ -97,8 +106,13 @@ class Engine:
             network, num_blocks=num_blocks, block_size=options.block_size, implementation=implementation
         )
         self._scheduler = Scheduler(
-            pool, max_batch_size=options.max_batch_size, max_step_tokens=options.max_step_tokens
+            pool,
+            max_batch_size=options.max_batch_size,
+            max_step_tokens=options.max_step_tokens,
+            max_draft_tokens=options.max_draft_tokens,
         )
+        self._drafts = options.max_draft_tokens > 0
+        self._formats: dict[int, bool] = {}  # of the tokens that were asked for
         self._keys: set[str] = set()
         self._stats = EngineStats(max_batch_size=options.max_batch_size)
 
@@ -139,7 +153,10 @@ class Engine:
             )
         self._keys.add(prompt.key)
         limit = min(prompt.sampling.max_new_tokens, room)
-        self._scheduler.add(Request(prompt, max_new_tokens=limit, added_seconds=time.perf_counter()))
+        request = Request(prompt, max_new_tokens=limit, added_seconds=time.perf_counter())
+        if prompt.draft_text and self._drafts:
+            request.drafter = make_drafter(self._spellings(prompt.draft_text), self._is_format_token)
+        self._scheduler.add(request)
 
     def step(self) -> list[Completion]:
         """One forward pass -> the completions that ended with it."""
@@ -156,8 +173,8 @@ class Engine:
         sampled = self._runner.run(step.chunks)
         ended = time.perf_counter()
         completions = []
-        for chunk, token in sampled:
-            if reason := self._accept(chunk.request, token):
+        for chunk, tokens in sampled:
+            if reason := self._accept(chunk, tokens):
                 completions.append(self._finish(chunk.request, reason, ended))
         self._stats = replace(
             self._stats,
@@ -165,7 +182,9 @@ class Engine:
             running_sum=self._stats.running_sum + running,
             prompt_tokens=self._stats.prompt_tokens + sum(len(request.prompt.token_ids_T) for request in started),
             computed_tokens=self._stats.computed_tokens + sum(len(chunk) for chunk in step.chunks),
-            new_tokens=self._stats.new_tokens + len(sampled),
+            new_tokens=self._stats.new_tokens + sum(len(tokens) for _, tokens in sampled),
+            drafted_tokens=self._stats.drafted_tokens + sum(len(chunk.draft) for chunk in step.chunks),
+            accepted_tokens=self._stats.accepted_tokens + sum(len(tokens) - 1 for _, tokens in sampled),
             completions=self._stats.completions + len(completions),
             preemptions=self._stats.preemptions + len(step.preempted),
             seconds=self._stats.seconds + time.perf_counter() - began,
@@ -177,13 +196,30 @@ class Engine:
         while self.has_work:
             yield from self.step()
 
-    def _accept(self, request: Request, token: SampledToken) -> FinishReason | None:
-        """Appends the token -> why the completion ends with it, if it does."""
-        request.new_token_ids.append(token.token_id)
-        request.logprobs.append(token.logprob)
-        if token.token_id in self._stop_token_ids or token.token_id in request.prompt.sampling.stop_token_ids:
-            return "stop"
-        return "length" if len(request.new_token_ids) == request.max_new_tokens else None
+    def _accept(self, chunk: Chunk, tokens: list[SampledToken]) -> FinishReason | None:
+        """Appends the tokens up to one that ends the completion -> why it ends, if it does."""
+        request = chunk.request
+        request.steps += 1
+        request.computed += len(tokens) - 1  # what was accepted of the draft is in the cache
+        if request.drafter:
+            request.drafter.learn(len(chunk.draft), len(tokens) - 1)
+            request.drafter.follow([token.token_id for token in tokens])
+        stops = self._stop_token_ids.union(request.prompt.sampling.stop_token_ids)
+        for token in tokens:
+            request.new_token_ids.append(token.token_id)
+            request.logprobs.append(token.logprob)
+            if token.token_id in stops:
+                return "stop"
+            if len(request.new_token_ids) == request.max_new_tokens:
+                return "length"
+        return "repetition" if self._loops(request, len(tokens)) else None
+
+    def _loops(self, request: Request, num_new: int) -> bool:
+        """Whether the answer has come to say the same over and over; asked anew every `CHECK_EVERY` tokens."""
+        length = len(request.new_token_ids)
+        if not request.prompt.sampling.stop_at_loops or length // CHECK_EVERY == (length - num_new) // CHECK_EVERY:
+            return False
+        return clean_length(self._text(request.new_token_ids)) is not None
 
     def _finish(self, request: Request, reason: FinishReason, now_seconds: float) -> Completion:
         """The token that stopped the answer stays in `token_ids` and its probabilities, but not in the text."""
@@ -192,10 +228,10 @@ class Engine:
         self._runner.forget(prompt.key)
         self._keys.remove(prompt.key)
         assert request.started_seconds is not None, f"{prompt.key} finished before it started"
-        text_ids = request.new_token_ids[:-1] if reason == "stop" else request.new_token_ids
+        text_tokens = self._text_tokens(request.new_token_ids, reason)
         return Completion(
             key=prompt.key,
-            text=self._tokenizer.decode(text_ids, skip_special_tokens=True),
+            text=self._text(request.new_token_ids[:text_tokens]),
             token_ids=tuple(request.new_token_ids),
             prompt_tokens=len(prompt.token_ids_T),
             finish_reason=reason,
@@ -204,7 +240,34 @@ class Engine:
             seconds_queued=request.started_seconds - request.added_seconds,
             seconds_running=now_seconds - request.started_seconds,
             preemptions=request.preemptions,
+            text_tokens=text_tokens,
+            steps=request.steps,
+            drafted_tokens=request.drafter.drafted if request.drafter else 0,
+            accepted_tokens=request.drafter.accepted if request.drafter else 0,
         )
+
+    def _text_tokens(self, token_ids: list[int], reason: FinishReason) -> int:
+        """How many of the tokens give the text: all but the one that stopped it, or those in front of a loop and of its
+        first round, the last one whole."""
+        if reason != "repetition":
+            return len(token_ids) - (reason == "stop")
+        clean = clean_length(self._text(token_ids))
+        assert clean is not None, "a loop was seen and is gone"
+        return bisect_right(range(len(token_ids) + 1), clean, key=lambda count: len(self._text(token_ids[:count]))) - 1
+
+    def _text(self, token_ids: list[int]) -> str:
+        return self._tokenizer.decode(token_ids, skip_special_tokens=True)
+
+    def _spellings(self, text: str) -> list[list[int]]:
+        """The draft text as tokens, its lines kept and its lines joined: an answer may do either."""
+        joined = " ".join(line.strip() for line in text.split("\n"))
+        return [self._tokenizer.encode(spelling, add_special_tokens=False).ids for spelling in (text, joined)]
+
+    def _is_format_token(self, token_id: int) -> bool:
+        if token_id not in self._formats:
+            text = self._tokenizer.decode([token_id], skip_special_tokens=False)
+            self._formats[token_id] = not text.strip(FORMAT_CHARACTERS)
+        return self._formats[token_id]
 
 
 def read_stop_token_ids(folder: Path) -> frozenset[int]:

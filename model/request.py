@@ -10,14 +10,15 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-FinishReason = Literal["stop", "length"]
+FinishReason = Literal["stop", "length", "repetition"]
 
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
     """How one completion is decoded; greedy unless a temperature is given.
 
-    `stop_token_ids` adds to the checkpoint's own end-of-sequence ids. `seed` makes a sampled completion repeatable
+    `stop_token_ids` adds to the checkpoint's own end-of-sequence ids. `stop_at_loops` ends an answer that says the same
+    over and over. `seed` makes a sampled completion repeatable
     whatever else is in the batch: token n is drawn from a generator seeded with (seed, n).
     """
 
@@ -27,6 +28,7 @@ class Sampling:
     top_k: int = 0  # 0: all tokens
     stop_token_ids: tuple[int, ...] = ()
     seed: int = 0
+    stop_at_loops: bool = True
 
     def __post_init__(self) -> None:
         if self.max_new_tokens < 1:
@@ -76,7 +78,11 @@ class Prompt:
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """The answer to the Prompt with the same key. Log probabilities are natural, of the tokens that were chosen."""
+    """The answer to the Prompt with the same key. Log probabilities are natural, of the tokens that were chosen.
+
+    After `repetition` the text ends behind the first round of the loop; `token_ids` are all that were written, and the
+    first `text_tokens` of them give the text.
+    """
 
     key: str
     text: str
@@ -88,3 +94,7 @@ class Completion:
     seconds_queued: float  # from add to the first step that worked on it
     seconds_running: float  # from then to the last token, preemptions included
     preemptions: int
+    text_tokens: int = 0
+    steps: int = 0  # forward passes that gave it tokens; without drafts as many as tokens
+    drafted_tokens: int = 0  # proposed from the draft text
+    accepted_tokens: int = 0  # of these, the ones the network wrote itself

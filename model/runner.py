@@ -6,6 +6,7 @@ O hidden size of the decoder, L DeepStack levels.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice, takewhile
 
 import numpy as np
 import torch
@@ -64,10 +65,11 @@ class Runner:
         self._sight = Sight(network, implementation)
 
     @torch.inference_mode()
-    def run(self, chunks: tuple[Chunk, ...]) -> list[tuple[Chunk, SampledToken]]:
-        """Computes the chunks -> the next token of each that asks for one."""
+    def run(self, chunks: tuple[Chunk, ...]) -> list[tuple[Chunk, list[SampledToken]]]:
+        """Computes the chunks -> the next tokens of each that asks for some: one, and one more for every token of its
+        draft up to the first that the network would not have written."""
         chunks = tuple(sorted(chunks, key=lambda chunk: len(chunk) == 1))  # as paged_attention wants them
-        cached = [CachedChunk(chunk.request.blocks, chunk.start, chunk.end) for chunk in chunks]
+        cached = [CachedChunk(chunk.request.blocks, chunk.start, chunk.start + len(chunk)) for chunk in chunks]
         token_ids_N = np.concatenate([_token_ids(chunk) for chunk in chunks])
         positions_3N = np.concatenate([_positions(chunk) for chunk in chunks], axis=1)
         visual, visual_rows_M = self._sight.features(chunks)
@@ -78,22 +80,33 @@ class Runner:
             visual,
             device_tensor(visual_rows_M, self._device),
         )
-        last_rows = np.cumsum([len(chunk) for chunk in chunks]) - 1
-        sampling = [(row, chunk) for row, chunk in zip(last_rows, chunks, strict=True) if chunk.samples]
+        ends = np.cumsum([len(chunk) for chunk in chunks]).tolist()
+        sampling = [(chunk, end) for chunk, end in zip(chunks, ends, strict=True) if chunk.samples]
         if not sampling:
             return []
-        logits_RV = self._network.logits(hidden_NE[device_tensor(np.array([row for row, _ in sampling]), self._device)])
-        numbered = [(chunk.request.prompt.sampling, len(chunk.request.new_token_ids)) for _, chunk in sampling]
+        rows_R = np.concatenate([np.arange(end - len(chunk.draft) - 1, end) for chunk, end in sampling])
+        logits_RV = self._network.logits(hidden_NE[device_tensor(rows_R, self._device)])
+        numbered = [
+            (chunk.request.prompt.sampling, len(chunk.request.new_token_ids) + offset)
+            for chunk, _ in sampling
+            for offset in range(len(chunk.draft) + 1)
+        ]
         draws = plan_draws(numbered, vocab_size=logits_RV.shape[1], device=self._device)
         token_ids_R, logprobs_R = choose_tokens(logits_RV, draws)
         # The only time the host waits. Token ids are exact in float64, so that one copy brings both.
         pairs = torch.stack((token_ids_R.double(), logprobs_R.double()), dim=1).tolist()
-        sampled = [SampledToken(int(token_id), logprob) for token_id, logprob in pairs]
-        return [(chunk, token) for (_, chunk), token in zip(sampling, sampled, strict=True)]
+        chosen = iter([SampledToken(int(token_id), logprob) for token_id, logprob in pairs])
+        return [(chunk, _accepted(chunk.draft, list(islice(chosen, len(chunk.draft) + 1)))) for chunk, _ in sampling]
 
     def forget(self, key: str) -> None:
         """Drops what is kept for a request that is finished or preempted."""
         self._sight.forget(key)
+
+
+def _accepted(draft: tuple[int, ...], chosen: list[SampledToken]) -> list[SampledToken]:
+    """chosen[n] is right if all of draft[:n] is what was chosen before it."""
+    right = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1].token_id, zip(draft, chosen, strict=False)))
+    return chosen[: right + 1]
 
 
 class Sight:
@@ -213,14 +226,15 @@ def _token_ids(chunk: Chunk) -> NDArray[np.int64]:
     prompt_ids = request.prompt.token_ids_T[chunk.start : chunk.end]
     length = len(request.prompt.token_ids_T)
     new_ids = request.new_token_ids[max(chunk.start - length, 0) : max(chunk.end - length, 0)]
-    return np.concatenate((prompt_ids, new_ids), dtype=np.int64, casting="unsafe")
+    return np.concatenate((prompt_ids, new_ids, chunk.draft), dtype=np.int64, casting="unsafe")
 
 
 def _positions(chunk: Chunk) -> NDArray[np.int64]:
     """[3, chunk]: the prompt's own, then counting up from its next position on all three axes."""
     prompt = chunk.request.prompt
     length = len(prompt.token_ids_T)
-    generated = np.arange(max(chunk.start, length), max(chunk.end, length)) - length + prompt.next_position
+    end = chunk.start + len(chunk)
+    generated = np.arange(max(chunk.start, length), max(end, length)) - length + prompt.next_position
     return np.concatenate((prompt.positions_3T[:, chunk.start : chunk.end], np.tile(generated, (3, 1))), axis=1)
 
 

@@ -2,13 +2,15 @@
 
 There are no phases. A request knows some tokens (its prompt and what was generated so far) and has the keys and values
 of the first `computed` of them in the cache; a pass computes a run of the others, a chunk. Where a chunk ends with the
-last known token, the pass yields the next one. A decoding request is one whose chunks have one token.
+last known token, the pass yields the next one. A decoding request is one whose chunks have one token, and behind it the
+tokens of a draft, which the pass checks.
 """
 
 from collections import deque
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from model.cache import BlockPool
+from model.drafts import Drafter, share_budget
 from model.request import Prompt
 
 
@@ -25,6 +27,8 @@ class Request:
     computed: int = 0
     blocks: list[int] = field(default_factory=list)
     preemptions: int = 0
+    steps: int = 0  # passes that gave it tokens
+    drafter: Drafter | None = None
 
     @property
     def num_tokens(self) -> int:
@@ -34,15 +38,16 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """Tokens `start` to `end` of a request, computed in one pass."""
+    """Tokens `start` to `end` of a request, and the `draft` of those that may follow, computed in one pass."""
 
     request: Request
     start: int
     end: int
     samples: bool  # the chunk ends with the last known token: the pass yields the next one
+    draft: tuple[int, ...] = ()
 
     def __len__(self) -> int:
-        return self.end - self.start
+        return self.end - self.start + len(self.draft)
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,10 +67,13 @@ class Scheduler:
     each alone fits the cache.
     """
 
-    def __init__(self, pool: BlockPool, *, max_batch_size: int, max_step_tokens: int) -> None:
+    def __init__(
+        self, pool: BlockPool, *, max_batch_size: int, max_step_tokens: int, max_draft_tokens: int = 0
+    ) -> None:
         self._pool = pool
         self._max_batch_size = max_batch_size
         self._max_step_tokens = max_step_tokens
+        self._max_draft_tokens = max_draft_tokens
         self._waiting: deque[Request] = deque()
         self._running: list[Request] = []  # running + waiting is always in order of arrival
 
@@ -102,6 +110,7 @@ class Scheduler:
             chunks.append(_take_chunk(request, min(request.num_tokens, budget)))
             budget -= len(chunks[-1])
         assert chunks or not self.has_work, "a pass without work: a request larger than the cache was added"
+        self._add_drafts(chunks, min(budget, self._max_draft_tokens))
         return Step(tuple(chunks), tuple(preempted))
 
     def finish(self, request: Request) -> None:
@@ -122,6 +131,24 @@ class Scheduler:
             if newest is request:
                 break
         return preempted
+
+    def _add_drafts(self, chunks: list[Chunk], budget: int) -> None:
+        """Puts drafts behind the chunks of decoding requests, into blocks that nobody needs now or next."""
+        drafting = [
+            (index, chunk.request.drafter)
+            for index, chunk in enumerate(chunks)
+            if chunk.request.drafter and chunk.samples and len(chunk) == 1 and chunk.request.new_token_ids
+        ]
+        shares = share_budget([drafter for _, drafter in drafting], budget)
+        for (index, drafter), share in zip(drafting, shares, strict=True):
+            request = chunks[index].request
+            left = request.max_new_tokens - len(request.new_token_ids) - 1
+            draft = drafter.propose(min(share, left)) if min(share, left) > 0 else ()
+            num_tokens = request.num_tokens + len(draft)
+            missing = self._pool.blocks_for(num_tokens) - len(request.blocks)
+            if draft and missing + len(self._running) <= self._pool.num_free:
+                self._pool.grow(request.blocks, num_tokens)
+                chunks[index] = replace(chunks[index], draft=draft)
 
     def _can_admit(self) -> bool:
         """The next waiting request fits, and every running one keeps a free block to grow into."""

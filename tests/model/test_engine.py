@@ -5,6 +5,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -26,8 +27,11 @@ class Numbers:
     """A tokenizer whose texts are the ids themselves."""
 
     def decode(self, token_ids: Sequence[int], skip_special_tokens: bool) -> str:
-        assert skip_special_tokens
         return " ".join(map(str, token_ids))
+
+    def encode(self, text: str, add_special_tokens: bool) -> SimpleNamespace:
+        assert not add_special_tokens
+        return SimpleNamespace(ids=[int(word) for word in text.split()])
 
 
 def make_engine(pair: Pair, **options) -> Engine:
