@@ -25,14 +25,13 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from jobs.demo_checkpoint import write_new_checkpoint
-from jobs.samples import LADDER, PLAIN_LADDER
+from jobs.samples import READABLE
 from jobs.training_batches import TrainingBatch, clip_batches, page_batches
 from jobs.training_losses import GlyphProbe, losses_of, tower_loss
 from model.processor import Processor
 from model.qwen3_vl import Qwen3VL
 from model.weights import from_pretrained, save_weights
 
-RUNGS = (*PLAIN_LADDER, *LADDER[2:7])
 PEAK_LEARNING_RATE = 3e-3
 WARM_UP_STEPS = 100
 COOL_DOWN_SHARE = 0.3  # of the time, at its end: the learning rate falls to nothing
@@ -89,7 +88,7 @@ def _next_batches(processor: Processor, rng: np.random.Generator, newest: int, b
         chosen = newest if held_out or rng.random() < NEWEST_SHARE else int(rng.integers(newest + 1))
     html_share = HTML_SHARE if chosen >= HTML_FROM_RUNG and not held_out else 0.0
     made = page_batches(
-        processor, rng, RUNGS[chosen], held_out=held_out, token_budget=budget, html_share=html_share
+        processor, rng, READABLE[chosen], held_out=held_out, token_budget=budget, html_share=html_share
     )
     batches = [Produced(chosen, held_out, batch) for batch in made]
     rng.shuffle(batches)  # type: ignore[arg-type]
@@ -217,10 +216,10 @@ class Trainer:
         with torch.autocast("cpu", torch.bfloat16):
             _, accuracy = losses_of(self.network, self.probe, produced.batch)
         progress = self.progress
-        name = "clips" if produced.rung == CLIPS else RUNGS[produced.rung].name
+        name = "clips" if produced.rung == CLIPS else READABLE[produced.rung].name
         progress.accuracy[name] = 0.8 * progress.accuracy.get(name, 0.0) + 0.2 * accuracy
-        newest = RUNGS[progress.rung].name
-        if progress.accuracy.get(newest, 0.0) >= PASS_MARK and progress.rung + 1 < len(RUNGS):
+        newest = READABLE[progress.rung].name
+        if progress.accuracy.get(newest, 0.0) >= PASS_MARK and progress.rung + 1 < len(READABLE):
             progress.rung += 1
 
     def save(self) -> None:
@@ -274,7 +273,7 @@ def _log(progress: Progress, losses: dict[str, list[float]]) -> None:
     read = ", ".join(f"{name} {accuracy:.3f}" for name, accuracy in progress.accuracy.items())
     print(
         f"step {progress.step} · {progress.samples} samples · {progress.seconds / 60:.1f} min · "
-        f"rung {progress.rung} {RUNGS[progress.rung].name} · loss: {means} · held-out accuracy: {read}",
+        f"rung {progress.rung} {READABLE[progress.rung].name} · loss: {means} · held-out accuracy: {read}",
         flush=True,
     )
 
