@@ -9,6 +9,8 @@ from typing import Any, TypeVar
 
 import yaml
 
+from pipeline.store import StoreOptions
+
 Job = TypeVar("Job")
 _METAVARS = {str: "TEXT", int: "N", float: "NUMBER"}
 
@@ -50,6 +52,20 @@ def make_job(job: type[Job], flags: argparse.Namespace) -> Job:
     if missing:
         raise ValueError(f"{' and '.join(missing)} must be given: see --help")
     return job(**values)
+
+
+def add_store_options(parser: argparse.ArgumentParser) -> None:
+    """The flags that say how to reach S3, for commands that look at an output and are no job."""
+    for name, text in (
+        ("endpoint-url", "S3 endpoint, when it is not AWS's"),
+        ("profile", "profile of the AWS configuration"),
+        ("region", "AWS region"),
+    ):
+        parser.add_argument(f"--{name}", metavar="TEXT", help=text)
+
+
+def store_options(flags: argparse.Namespace) -> StoreOptions:
+    return StoreOptions(endpoint_url=flags.endpoint_url, profile=flags.profile, region=flags.region)
 
 
 def _read_yaml(path: Path, kinds: dict[str, Any]) -> dict[str, Any]:

@@ -12,7 +12,7 @@ OUTPUT/_job/parts/000003/<id>.parquet      rows of some units; each put is its o
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -71,12 +71,17 @@ class Books:
 
     def claim_epoch(self) -> int:
         """A new epoch that no other driver has, with all earlier ones sealed."""
-        epoch = max(self._epochs(), default=-1) + 1
+        newest = self.newest_epoch()
+        epoch = 0 if newest is None else newest + 1
         while not self.store.put_if_absent(self._claim_uri(epoch), b"{}"):
             epoch += 1
         for earlier in range(epoch):
             self._seal(earlier)
         return epoch
+
+    def newest_epoch(self) -> int | None:
+        """The epoch claimed last, or None before the first."""
+        return max(self._epochs(), default=None)
 
     def is_superseded(self, epoch: int) -> bool:
         """Whether another driver has claimed a later epoch: what is written to this one from now on may not count."""
@@ -127,9 +132,14 @@ class Books:
     def survey_units(self, survey: FrozenSurvey, shard: int) -> pa.Table:
         return self._read_table(self._shard_uri(survey.folder, "units", shard))
 
-    def read_part(self, part: str) -> pa.Table:
-        """The rows of a part that `sealed` named."""
-        return self._read_table(self._uri("parts", part))
+    def parts(self, epoch: int) -> list[str]:
+        """The parts that lie in an epoch now, whether they will count or not."""
+        folder = self._uri("parts", _name(epoch))
+        return [f"{_name(epoch)}/{part.uri.rsplit('/', 1)[-1]}" for part in self.store.list(folder)]
+
+    def read_part(self, part: str, columns: Sequence[str] | None = None) -> pa.Table:
+        """The rows of a part that `sealed` or `parts` named, or only some columns of them."""
+        return self._read_table(self._uri("parts", part), columns)
 
     def _epochs(self) -> Iterator[int]:
         for asset in self.store.list(self._uri("epochs")):
@@ -155,8 +165,10 @@ class Books:
         with self.store.open(part) as file:
             return pq.read_table(file, columns=["unit_id"])["unit_id"].unique().to_pylist()
 
-    def _read_table(self, uri: str) -> pa.Table:
-        return pq.read_table(pa.BufferReader(self.store.read(uri)))
+    def _read_table(self, uri: str, columns: Sequence[str] | None = None) -> pa.Table:
+        """Raises OSError also when the bytes are not those that were written."""
+        data = pa.BufferReader(self.store.read(uri))
+        return pq.read_table(data, columns=columns, page_checksum_verification=True)
 
     def _claim_uri(self, epoch: int) -> str:
         return self._uri("epochs", f"{_name(epoch)}.claim")

@@ -224,10 +224,12 @@ def blocks_table(parts: pa.Table) -> pa.Table:
 
 
 def to_parquet(table: pa.Table) -> bytes:
-    """A Parquet file in memory: zstd, statistics and page indexes, row groups of about 64 MiB."""
+    """A Parquet file in memory: zstd, checksums, statistics and page indexes, row groups of about 64 MiB."""
     rows = max(1, min(len(table), len(table) * _ROW_GROUP_BYTES // max(table.nbytes, 1)))
     sink = pa.BufferOutputStream()
-    pq.write_table(table, sink, compression="zstd", write_page_index=True, row_group_size=rows)
+    pq.write_table(
+        table, sink, compression="zstd", write_page_checksum=True, write_page_index=True, row_group_size=rows
+    )
     return sink.getvalue().to_pybytes()
 
 
