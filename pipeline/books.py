@@ -4,6 +4,7 @@ Everything rests on files, nothing on memory:
 
 OUTPUT/_job/job.json                       what this folder is for; written once
 OUTPUT/_job/survey.json                    names the frozen survey; written once, after its shards
+OUTPUT/_job/survey-000001.json             names the one that took its place when what had failed was retried
 OUTPUT/_job/survey/<epoch>/assets-00000.parquet, units-00000.parquet
 OUTPUT/_job/epochs/000003.claim            this epoch belongs to one driver
 OUTPUT/_job/epochs/000003.sealed.parquet   the parts that count of that epoch; written once, by whoever comes first
@@ -33,6 +34,7 @@ SEALING_THREADS = 32
 class FrozenSurvey:
     """Where the survey lies and what it found."""
 
+    number: int  # 0, and one more for each retry of what failed
     folder: str  # below _job
     shards: int
     assets: int
@@ -98,10 +100,13 @@ class Books:
         _, first = np.unique(table["unit_id"].to_numpy(), return_index=True)
         return table.take(np.sort(first))
 
-    def freeze_survey(self, epoch: int, shards: Iterable[tuple[pa.Table, pa.Table]]) -> FrozenSurvey:
+    def freeze_survey(
+        self, epoch: int, shards: Iterable[tuple[pa.Table, pa.Table]], *, number: int = 0
+    ) -> FrozenSurvey:
         """Writes (assets, units) shard after shard, then the mark that makes them the survey of this job.
 
-        When another driver was first, its survey is the one that counts and is returned.
+        `number` 1 takes the place of survey 0, and so on. When another driver was first, its survey is the one that
+        counts and is returned.
         """
         folder = f"survey/{_name(epoch)}"
         counts, failed = Counter[str](shards=0, assets=0, pages=0, units=0, unit_pages=0, unit_tokens=0), Counter[str]()
@@ -112,19 +117,26 @@ class Books:
             counts["assets"] += len(assets)
             counts["pages"] += _sum(assets["pages"])
             counts["units"] += len(units)
-            counts["unit_pages"] += _sum(pc.subtract(units["last"], units["first"])) + len(units)
-            counts["unit_tokens"] += _sum(units["tokens"])
+            first_tries = units.filter(pc.equal(units["tries"], 0))  # a retried page is still one page
+            counts["unit_pages"] += _sum(pc.subtract(first_tries["last"], first_tries["first"])) + len(first_tries)
+            counts["unit_tokens"] += _sum(first_tries["tokens"])
             failed.update(code for code in assets["error_code"].to_pylist() if code)
-        mark = json.dumps({"folder": folder, "failed": failed} | counts, indent=2)
-        self.store.put_if_absent(self._uri("survey.json"), mark.encode())
+        mark = json.dumps({"number": number, "folder": folder, "failed": failed} | counts, indent=2)
+        self.store.put_if_absent(self._mark_uri(number), mark.encode())
         frozen = self.survey()
         assert frozen is not None
         return frozen
 
     def survey(self) -> FrozenSurvey | None:
-        """The frozen survey, or None when there is none yet."""
-        uri = self._uri("survey.json")
-        return FrozenSurvey(**json.loads(self.store.read(uri))) if self.store.exists(uri) else None
+        """The frozen survey that counts, or None when there is none yet."""
+        return max(self.surveys(), key=lambda survey: survey.number, default=None)
+
+    def surveys(self) -> Iterator[FrozenSurvey]:
+        """All that were frozen, the first one first."""
+        number = 0
+        while self.store.exists(self._mark_uri(number)):
+            yield FrozenSurvey(**json.loads(self.store.read(self._mark_uri(number))))
+            number += 1
 
     def survey_assets(self, survey: FrozenSurvey, shard: int) -> pa.Table:
         return self._read_table(self._shard_uri(survey.folder, "assets", shard))
@@ -175,6 +187,9 @@ class Books:
 
     def _seal_uri(self, epoch: int) -> str:
         return self._uri("epochs", f"{_name(epoch)}.sealed.parquet")
+
+    def _mark_uri(self, number: int) -> str:
+        return self._uri(f"survey-{number:06d}.json" if number else "survey.json")
 
     def _shard_uri(self, folder: str, table: str, shard: int) -> str:
         return self._uri(folder, f"{table}-{shard:05d}.parquet")

@@ -29,7 +29,7 @@ def output(tmp_path) -> Path:
     books, survey = frozen_job(str(output), PAGES_OF)
     closed = close_shard(books, survey, 0, books.sealed(books.claim_epoch()))
     job = ParseJob(input="/in", output=str(output))
-    write_manifest(books.store, books.output, make_manifest(job, {}, [closed], [], wall_seconds=1.0))
+    write_manifest(books.store, books.output, make_manifest(job, {}, survey, [closed], [], wall_seconds=1.0))
     return output
 
 
@@ -51,8 +51,11 @@ def test_a_whole_job_has_no_differences_and_its_counts_are_those_of_the_files(ou
 
 
 def flip_a_byte(path: Path) -> None:
+    """The last one of the values of a column."""
+    names = pq.read_schema(path).names
+    column = pq.read_metadata(path).row_group(0).column(names.index("page_no"))
     data = bytearray(path.read_bytes())
-    data[len(data) // 3] ^= 1
+    data[column.data_page_offset + column.total_compressed_size - 1] ^= 1
     path.write_bytes(data)
 
 

@@ -24,7 +24,7 @@ def test_what_is_shown_while_a_job_runs_is_what_its_tables_hold_in_the_end(tmp_p
     write_manifest(
         books.store,
         output,
-        make_manifest(ParseJob(input="/in", output=output), {}, [closed], [], wall_seconds=1.0),
+        make_manifest(ParseJob(input="/in", output=output), {}, survey, [closed], [], wall_seconds=1.0),
     )
     pages = pq.read_table(tmp_path / "out" / "pages")
     assert running.pages == Counter(pages["status"].to_pylist())
