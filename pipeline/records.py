@@ -224,3 +224,14 @@ class PageRow:
     infer_ms: float
     raw_output: str  # what the model wrote, when the job keeps it; otherwise ""
     blocks: tuple[Block, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class WindowSpan:
+    """A window of a video: [start_us, end_us) on the video's clock, whose 0 is the first instant of the video track."""
+
+    index: int  # 1-based place of the window in its video, as pages are numbered
+    start_us: int
+    end_us: int
+    frame_us: tuple[int, ...]  # when each sampled frame begins to show, ascending, on the video's clock
+    origin_us: int  # where the times in the prompt count from: a pair reads (mean of its two times - origin) / 1e6
