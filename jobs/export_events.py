@@ -12,6 +12,7 @@ from urllib.parse import quote
 
 from jobs.event_index import EventIndex, media_link, read_index
 from jobs.event_page import VideoEvents, event_page
+from jobs.thumbnails import thumbnails_of
 from pipeline.records import BadInput
 from pipeline.store import Store, StoreOptions, absolute, join
 
@@ -21,7 +22,7 @@ DESCRIPTION = """\
 Writes what jobs.index_videos found to files for other programs and for people, in OUTPUT/export or the folder of --to:
   vtt   NAME.vtt (events) and NAME.chapters.vtt for each video: tracks for a player or an editor
   json  NAME.json for each video: its events and chapters with links to their seconds
-  html  index.html: a timeline for each video, its events, click to play; opens without a server
+  html  index.html: a timeline for each video, its events with pictures, click to play; opens without a server
 NAME is the video's file name and the beginning of its id."""
 
 
@@ -42,8 +43,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             store.put(join(target, name), text.encode())
             written += 1
     if "html" in formats:
-        store.put(join(target, "index.html"), event_page(flags.title or output, videos, {}).encode())
-        written += 1
+        thumbnails = _write_thumbnails(store, target, videos) if flags.thumbnails else {}
+        store.put(join(target, "index.html"), event_page(flags.title or output, videos, thumbnails).encode())
+        written += 1 + len(thumbnails)
     print(f"{target}: {len(videos)} videos, {written} files")
     return DONE
 
@@ -60,6 +62,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--format", action="append", choices=FORMATS, help="only this; may be given several times")
     parser.add_argument("--to", metavar="FOLDER", help="a folder or s3://bucket/prefix (default: OUTPUT/export)")
     parser.add_argument("--title", metavar="TEXT", help="heading of the page (default: OUTPUT)")
+    parser.add_argument(
+        "--thumbnails",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="decode a picture at the start of each event for the page",
+    )
     parser.add_argument("--endpoint-url", metavar="URL", help="S3 endpoint, when it is not AWS's")
     parser.add_argument("--profile", metavar="TEXT", help="AWS profile")
     return parser
@@ -134,6 +142,17 @@ def _vtt_time(milliseconds: int) -> str:
     minutes, seconds = divmod(seconds, 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours:02}:{minutes:02}:{seconds:02}.{rest:03}"
+
+
+def _write_thumbnails(store: Store, target: str, videos: Sequence[VideoEvents]) -> dict[str, str]:
+    """event_id -> URL, relative to the page, of a JPEG of its first frame. A source that is gone has none."""
+    urls: dict[str, str] = {}
+    for video in videos:
+        starts = {row["event_id"]: row["start_us"] for row in video.events}
+        for event_id, jpeg in thumbnails_of(store, video.video["source_uri"], starts):
+            urls[event_id] = f"thumbnails/{event_id}.jpg"
+            store.put(join(target, urls[event_id]), jpeg)
+    return urls
 
 
 if __name__ == "__main__":

@@ -5,7 +5,9 @@ import re
 from html.parser import HTMLParser
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from jobs.event_index import read_index
 from jobs.export_events import main, webvtt
@@ -75,6 +77,33 @@ def test_the_page_has_every_event_where_it_belongs_on_the_timeline(tmp_path: Pat
     assert {button["id"] for button in page.all("button") if "id" in button} == {row["event_id"] for row in events}
     for video in page.all("video"):
         assert (tmp_path / "out" / "export" / video["src"].replace("%20", " ")).exists()
+
+
+def test_every_event_has_a_picture_of_its_first_frame(tmp_path: Path) -> None:
+    clips = write_sample_run(tmp_path, clips=2)
+    assert main([str(tmp_path / "out"), "--format", "html"]) == 0
+    export = tmp_path / "out" / "export"
+    page = Page((export / "index.html").read_text())
+    assert len(page.all("img")) == sum(len(clip.events) for clip in clips)
+    index = read_index(Store(), str(tmp_path / "out"))
+    clip_of = {video_id(str(tmp_path / "videos" / f"clip {number}.mp4")): clip for number, clip in enumerate(clips)}
+    for row in index.events.to_pylist():
+        pixels = np.asarray(Image.open(export / "thumbnails" / f"{row['event_id']}.jpg"))
+        assert pixels.shape == (108, 180, 3)
+        frame = clip_of[row["video_id"]].frame(row["start_us"] / SECOND)
+        expected = np.asarray(Image.fromarray(frame).resize((180, 108), Image.Resampling.BICUBIC))
+        assert np.abs(pixels - expected.astype(int)).mean() < 6
+
+
+def test_a_source_that_is_gone_has_no_pictures(tmp_path: Path) -> None:
+    write_sample_run(tmp_path, clips=1)
+    (video,) = (tmp_path / "videos").iterdir()
+    video.write_bytes(b"#EXTM3U\nhttp://127.0.0.1:9/secret.ts\n")
+    assert main([str(tmp_path / "out"), "--format", "html"]) == 0
+    video.unlink()
+    assert main([str(tmp_path / "out"), "--format", "html"]) == 0
+    assert not Page((tmp_path / "out" / "export" / "index.html").read_text()).all("img")
+    assert not (tmp_path / "out" / "export" / "thumbnails").exists()
 
 
 def test_webvtt_has_one_cue_for_each_event(evil: Path) -> None:
