@@ -145,14 +145,20 @@ def _vtt_time(milliseconds: int) -> str:
 
 
 def _write_thumbnails(store: Store, target: str, videos: Sequence[VideoEvents]) -> dict[str, str]:
-    """event_id -> URL, relative to the page, of a JPEG of its first frame. A source that is gone has none."""
+    """event_id -> URL, relative to the page, of a JPEG of its beginning. A source that is gone has none."""
     urls: dict[str, str] = {}
     for video in videos:
-        starts = {row["event_id"]: row["start_us"] for row in video.events}
-        for event_id, jpeg in thumbnails_of(store, video.video["source_uri"], starts):
+        moments = {row["event_id"]: _moment_us(row) for row in video.events}
+        for event_id, jpeg in thumbnails_of(store, video.video["source_uri"], moments):
             urls[event_id] = f"thumbnails/{event_id}.jpg"
             store.put(join(target, urls[event_id]), jpeg)
     return urls
+
+
+def _moment_us(row: Mapping[str, Any]) -> int:
+    """A second into an event, or its middle: at its start the frames may still show what was before."""
+    start_us: int = row["start_us"]
+    return start_us + min((row["end_us"] - start_us) // 2, 1_000_000)
 
 
 if __name__ == "__main__":
