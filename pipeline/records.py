@@ -41,6 +41,11 @@ class ErrorCode(StrEnum):
     PAGE_LOAD_FAILED = "page_load_failed"
     ZERO_SIZE_PAGE = "zero_size_page"
     PAGE_TOO_LARGE = "page_too_large"
+    NO_VIDEO = "no_video"
+    NO_DECODER = "no_decoder"
+    NO_FRAMES = "no_frames"
+    BAD_DIMENSIONS = "bad_dimensions"
+    TRUNCATED_FILE = "truncated_file"
     IMAGE_BOMB = "image_bomb"
     TOO_MANY_PAGES = "too_many_pages"
     RENDER_TIMEOUT = "render_timeout"
@@ -168,6 +173,11 @@ class PageFacts:
     flags: tuple[str, ...]  # e.g. "missing_fonts", "has_forms", "has_xfa"
     decode_ms: float
 
+    @property
+    def number(self) -> int:
+        """Its place among the pieces of its asset, from 1."""
+        return self.page_no
+
 
 @dataclass(frozen=True, slots=True)
 class Page:
@@ -235,6 +245,33 @@ class WindowSpan:
     end_us: int
     frame_us: tuple[int, ...]  # when each sampled frame begins to show, ascending, on the video's clock
     origin_us: int  # where the times in the prompt count from: a pair reads (mean of its two times - origin) / 1e6
+
+
+@dataclass(frozen=True, slots=True)
+class WindowFacts:
+    """What decoding says about a window besides its pixels."""
+
+    span: WindowSpan
+    core_end_us: int  # where the next window begins (for the last: end_us): what happens before is this window's alone
+    width: int  # pixels of the frames the model sees, upright and with square pixels
+    height: int
+    decode_errors: int  # packets of [start_us, core_end_us) that could not be decoded
+    corrupt_frames: int  # frames of it that the decoder marked as damaged; none of them was sampled
+    flags: tuple[str, ...]  # truncated_file (the file ends before the window does), held_frame (nothing new is shown)
+    decode_ms: float
+
+    @property
+    def number(self) -> int:
+        """Its place among the pieces of its asset, from 1."""
+        return self.span.index
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """A decoded window: its facts and its frames, uint8 RGB [T, H, W, 3], sides multiples of 32."""
+
+    facts: WindowFacts
+    frames_THWC: NDArray[np.uint8]
 
 
 @dataclass(frozen=True, slots=True)
