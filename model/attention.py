@@ -275,7 +275,7 @@ def _chunk_attention(query_NHD: Tensor, key_TKD: Tensor, value_TKD: Tensor, mask
 
 
 def _causal_band(chunk: CachedChunk, like: Tensor) -> Tensor:
-    """The mask of the last rows of a chunk, with more columns in front: moved left by r, the band is the mask of the rows
+    """The mask of the last rows of a chunk, with more columns in front: moved left by r, it is the mask of the rows
     r before. What a pass needs for masks is bounded by about MASK_SIZE, however long context and chunk are.
     """
     num_rows = min(len(chunk), max(1, MASK_SIZE // chunk.end))
