@@ -269,3 +269,62 @@ class Window:
 
     facts: WindowFacts
     frames_THWC: NDArray[np.uint8]
+
+
+@dataclass(frozen=True, slots=True)
+class WindowEvent:
+    """An event as far as one window shows it: [start_us, end_us) on the video's clock, at sampled frames."""
+
+    start_us: int
+    end_us: int
+    description: str
+    label: str  # "" without
+    confidence: float | None  # as the model claims it, 0 to 1
+    flags: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ParsedEvents:
+    """What an answer about a window says, in order of start, and what was wrong with it."""
+
+    events: tuple[WindowEvent, ...]
+    flags: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class EventSource:
+    """One window's view of an event, with the words of that window."""
+
+    window: int  # the index of its WindowSpan
+    start_us: int
+    end_us: int
+    description: str
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """Something that happens in a video: [start_us, end_us) on its clock, from every window that shows it."""
+
+    event_id: str
+    video_id: str
+    chapter_id: str
+    start_us: int
+    end_us: int
+    label: str  # "" without
+    description: str
+    confidence: float | None  # as the model claims it, 0 to 1
+    flags: tuple[str, ...]
+    sources: tuple[EventSource, ...]  # in order of window
+
+
+@dataclass(frozen=True, slots=True)
+class Chapter:
+    """A run of related events: [start_us, end_us) from the first start to the last end."""
+
+    chapter_id: str
+    video_id: str
+    start_us: int
+    end_us: int
+    label: str  # the one most of its events have
+    title: str  # the description of its longest event
+    events: int
