@@ -151,7 +151,7 @@ class VideoFile:
         with suppress(av.error.FFmpegError):  # a raw stream that was not read yet is at its start
             self.container.seek(before, stream=self.stream, backward=True, any_frame=self.is_raw)
 
-    def _packets(self) -> Iterator[Packet[VideoStream]]:
+    def _packets(self) -> "Iterator[Packet[VideoStream]]":
         packets = self.container.demux(self.stream)
         while True:
             try:
