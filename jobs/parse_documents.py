@@ -49,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _exit_status(setup.finished, job)
     try:
         with connected():
-            signal.signal(signal.SIGTERM, _interrupt)  # after ray.init, which sets its own
+            signal.signal(signal.SIGTERM, interrupt)  # after ray.init, which sets its own
             return _work(setup, plan_only=flags.plan)
     except ConnectionError as error:
         return _refuse(error)
@@ -120,7 +120,7 @@ def _refuse(error: Exception) -> int:
     return BAD_JOB
 
 
-def _interrupt(signum: int, frame: FrameType | None) -> None:
+def interrupt(signum: int, frame: FrameType | None) -> None:
     raise KeyboardInterrupt
 
 

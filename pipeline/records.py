@@ -94,6 +94,7 @@ class Failure:
     stage: Stage
     code: ErrorCode
     message: str
+    attempts: int = 1  # that were made before it was given up
 
 
 class BadInput(Exception):  # noqa: N818 - a state of the input, not an error of ours
@@ -137,10 +138,12 @@ class Unit:
     first: int
     last: int
     tokens: int  # visual tokens these pages will cost, estimated from their sizes
+    tries: int = 0  # earlier attempts at these pages: not 0 in a retry of what failed
 
     @property
     def unit_id(self) -> str:
-        return stable_id(self.asset_id, str(self.first), str(self.last))
+        again = [str(self.tries)] if self.tries else []
+        return stable_id(self.asset_id, str(self.first), str(self.last), *again)
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,16 +22,17 @@ class FakeStats:
 
 
 class FakeEngine:
-    """Answers the oldest `max_batch_size` prompts in a step with their draft text; refuses drafts with REFUSE inside.
+    """Answers the oldest `max_batch_size` prompts in a step with their draft text; refuses those with `refuses` inside.
 
     Where `dies_at` is given, the process dies at the first prompt that has it in its draft, once: it leaves that file.
     """
 
-    def __init__(self, *, max_batch_size: int, step_seconds: float, dies_at: str, died: Path) -> None:
+    def __init__(self, *, max_batch_size: int, step_seconds: float, dies_at: str, died: Path, refuses: str) -> None:
         self._waiting: list[Prompt] = []
         self._step_seconds = step_seconds
         self._dies_at = dies_at
         self._died = died
+        self._refuses = refuses
         self.stats = FakeStats(max_batch_size)
 
     @property
@@ -39,7 +40,7 @@ class FakeEngine:
         return bool(self._waiting)
 
     def add(self, prompt: Prompt) -> None:
-        if "REFUSE" in prompt.draft_text:
+        if self._refuses and self._refuses in prompt.draft_text:
             raise ValueError(f"{prompt.key} can never fit")
         expected = int(prompt.grids_G3.prod(axis=1).sum())
         assert prompt.patches_PC.shape == (expected, 768), f"{prompt.patches_PC.shape} patches, {expected} expected"
@@ -64,10 +65,15 @@ class FakeLoader:
     step_seconds: float = 0.0
     dies_at: str = ""
     died: Path = Path("/nonexistent")
+    refuses: str = "REFUSE"
 
     def __call__(self) -> FakeEngine:
         return FakeEngine(
-            max_batch_size=self.max_batch_size, step_seconds=self.step_seconds, dies_at=self.dies_at, died=self.died
+            max_batch_size=self.max_batch_size,
+            step_seconds=self.step_seconds,
+            dies_at=self.dies_at,
+            died=self.died,
+            refuses=self.refuses,
         )
 
 
