@@ -1,7 +1,7 @@
 """Trains the demonstration checkpoint: `python -m jobs.train_demo --minutes 60`. Run it again and it goes on.
 
 The first minutes teach the vision tower alone, by a probe that names the letters it sees. Then the curriculum climbs
-the rungs: plain lines in one typeface first; the next rung joins when the newest one is read well enough (teacher-forced
+the rungs: plain lines in one typeface first; the next rung joins when the newest is read well enough (teacher-forced
 accuracy of held-out tokens), and all earlier rungs, and clips, stay in the mix. The forward pass is the project's own
 network, so training also proves it. Matrices are trained by Muon, everything else by AdamW.
 """
@@ -87,11 +87,9 @@ def _next_batches(processor: Processor, rng: np.random.Generator, newest: int, b
     else:
         chosen = newest if held_out or rng.random() < NEWEST_SHARE else int(rng.integers(newest + 1))
     html_share = HTML_SHARE if chosen >= HTML_FROM_RUNG and not held_out else 0.0
-    made = page_batches(
-        processor, rng, READABLE[chosen], held_out=held_out, token_budget=budget, html_share=html_share
-    )
+    made = page_batches(processor, rng, READABLE[chosen], held_out=held_out, token_budget=budget, html_share=html_share)
     batches = [Produced(chosen, held_out, batch) for batch in made]
-    rng.shuffle(batches)  # type: ignore[arg-type]
+    rng.shuffle(batches)
     return batches[:2] if held_out else batches
 
 
@@ -119,8 +117,8 @@ def assist(folder: str, assistant: Assistant, rung: "Synchronized[int]", queue: 
     torch.set_num_threads(1)
     trainer = os.getppid()
     network = from_pretrained(folder, dtype=torch.float32).train().requires_grad_(True)
-    everything = nn.ModuleDict({"network": network, "probe": GlyphProbe(network.config)})
-    parameters = list(everything.parameters())
+    probe = GlyphProbe(network.config)
+    parameters = [*network.parameters(), *probe.parameters()]
     while os.getppid() == trainer:
         if assistant.is_filled.is_set():
             time.sleep(0.01)
@@ -132,14 +130,14 @@ def assist(folder: str, assistant: Assistant, rung: "Synchronized[int]", queue: 
             for parameter, shared in zip(parameters, assistant.weights, strict=True):
                 parameter.copy_(shared)
                 parameter.grad = None
-        compute_gradients(network, everything["probe"], produced.batch, is_tower_alone=rung.value == ONLY_TOWER)
+        compute_gradients(network, probe, produced.batch, is_tower_alone=rung.value == ONLY_TOWER)
         for parameter, gradient in zip(parameters, assistant.gradients, strict=True):
             gradient.copy_(parameter.grad if parameter.grad is not None else torch.zeros(()))
         assistant.is_filled.set()
 
 
 def compute_gradients(
-    network: Qwen3VL, probe: nn.Module, batch: TrainingBatch, *, is_tower_alone: bool
+    network: Qwen3VL, probe: GlyphProbe, batch: TrainingBatch, *, is_tower_alone: bool
 ) -> dict[str, float]:
     """Adds the gradients of the weighted losses to the parameters -> the losses."""
     with torch.autocast("cpu", torch.bfloat16), sdpa_kernel(SDPBackend.MATH):
