@@ -1,7 +1,7 @@
 """Trains the demonstration checkpoint: `python -m jobs.train_demo --minutes 60`. Run it again and it goes on.
 
 The first minutes teach the vision tower alone, by a probe that names the letters it sees. Then the curriculum climbs
-the rungs: plain lines in one typeface first; the next rung joins when the newest one is read well enough (teacher-forced
+the rungs: plain lines in one typeface first; the next rung joins when the newest is read well enough (teacher-forced
 accuracy of held-out tokens), and all earlier rungs, and clips, stay in the mix. The forward pass is the project's own
 network, so training also proves it. Matrices are trained by Muon, everything else by AdamW.
 """
@@ -25,14 +25,13 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from jobs.demo_checkpoint import write_new_checkpoint
-from jobs.samples import LADDER, PLAIN_LADDER
+from jobs.samples import READABLE
 from jobs.training_batches import TrainingBatch, clip_batches, page_batches
 from jobs.training_losses import GlyphProbe, losses_of, tower_loss
 from model.processor import Processor
 from model.qwen3_vl import Qwen3VL
 from model.weights import from_pretrained, save_weights
 
-RUNGS = (*PLAIN_LADDER, *LADDER[2:7])
 PEAK_LEARNING_RATE = 3e-3
 WARM_UP_STEPS = 100
 COOL_DOWN_SHARE = 0.3  # of the time, at its end: the learning rate falls to nothing
@@ -88,11 +87,9 @@ def _next_batches(processor: Processor, rng: np.random.Generator, newest: int, b
     else:
         chosen = newest if held_out or rng.random() < NEWEST_SHARE else int(rng.integers(newest + 1))
     html_share = HTML_SHARE if chosen >= HTML_FROM_RUNG and not held_out else 0.0
-    made = page_batches(
-        processor, rng, RUNGS[chosen], held_out=held_out, token_budget=budget, html_share=html_share
-    )
+    made = page_batches(processor, rng, READABLE[chosen], held_out=held_out, token_budget=budget, html_share=html_share)
     batches = [Produced(chosen, held_out, batch) for batch in made]
-    rng.shuffle(batches)  # type: ignore[arg-type]
+    rng.shuffle(batches)
     return batches[:2] if held_out else batches
 
 
@@ -120,8 +117,8 @@ def assist(folder: str, assistant: Assistant, rung: "Synchronized[int]", queue: 
     torch.set_num_threads(1)
     trainer = os.getppid()
     network = from_pretrained(folder, dtype=torch.float32).train().requires_grad_(True)
-    everything = nn.ModuleDict({"network": network, "probe": GlyphProbe(network.config)})
-    parameters = list(everything.parameters())
+    probe = GlyphProbe(network.config)
+    parameters = [*network.parameters(), *probe.parameters()]
     while os.getppid() == trainer:
         if assistant.is_filled.is_set():
             time.sleep(0.01)
@@ -133,14 +130,14 @@ def assist(folder: str, assistant: Assistant, rung: "Synchronized[int]", queue: 
             for parameter, shared in zip(parameters, assistant.weights, strict=True):
                 parameter.copy_(shared)
                 parameter.grad = None
-        compute_gradients(network, everything["probe"], produced.batch, is_tower_alone=rung.value == ONLY_TOWER)
+        compute_gradients(network, probe, produced.batch, is_tower_alone=rung.value == ONLY_TOWER)
         for parameter, gradient in zip(parameters, assistant.gradients, strict=True):
             gradient.copy_(parameter.grad if parameter.grad is not None else torch.zeros(()))
         assistant.is_filled.set()
 
 
 def compute_gradients(
-    network: Qwen3VL, probe: nn.Module, batch: TrainingBatch, *, is_tower_alone: bool
+    network: Qwen3VL, probe: GlyphProbe, batch: TrainingBatch, *, is_tower_alone: bool
 ) -> dict[str, float]:
     """Adds the gradients of the weighted losses to the parameters -> the losses."""
     with torch.autocast("cpu", torch.bfloat16), sdpa_kernel(SDPBackend.MATH):
@@ -217,10 +214,10 @@ class Trainer:
         with torch.autocast("cpu", torch.bfloat16):
             _, accuracy = losses_of(self.network, self.probe, produced.batch)
         progress = self.progress
-        name = "clips" if produced.rung == CLIPS else RUNGS[produced.rung].name
+        name = "clips" if produced.rung == CLIPS else READABLE[produced.rung].name
         progress.accuracy[name] = 0.8 * progress.accuracy.get(name, 0.0) + 0.2 * accuracy
-        newest = RUNGS[progress.rung].name
-        if progress.accuracy.get(newest, 0.0) >= PASS_MARK and progress.rung + 1 < len(RUNGS):
+        newest = READABLE[progress.rung].name
+        if progress.accuracy.get(newest, 0.0) >= PASS_MARK and progress.rung + 1 < len(READABLE):
             progress.rung += 1
 
     def save(self) -> None:
@@ -274,7 +271,7 @@ def _log(progress: Progress, losses: dict[str, list[float]]) -> None:
     read = ", ".join(f"{name} {accuracy:.3f}" for name, accuracy in progress.accuracy.items())
     print(
         f"step {progress.step} · {progress.samples} samples · {progress.seconds / 60:.1f} min · "
-        f"rung {progress.rung} {RUNGS[progress.rung].name} · loss: {means} · held-out accuracy: {read}",
+        f"rung {progress.rung} {READABLE[progress.rung].name} · loss: {means} · held-out accuracy: {read}",
         flush=True,
     )
 

@@ -1,12 +1,12 @@
 """What training asks of the network beside the answer itself: two helps that are thrown away in the end.
 
-The glyph probe has to name the letters in each cell of a visual token from the features the decoder gets; it teaches the
-tower to see letters long before the decoder knows where to look. The pointing loss shows the decoder where to look: one
-head of two layers has to attend to the visual token in which the next piece of the answer stands (guided attention, as
-Tachibana et al., arXiv 1710.08969, have it for speech).
+The glyph probe has to name the letters in each cell of a visual token from the features the decoder gets; it teaches
+the tower to see letters long before the decoder knows where to look. The pointing loss shows the decoder where to look:
+one head of two layers has to attend to the visual token in which the next piece of the answer stands (guided attention,
+as Tachibana et al., arXiv 1710.08969, have it for speech).
 
-Letters: B samples, T tokens of one, N = B x T, H query heads, K key heads, D head dimension, M visual tokens, Q cells, A
-letters.
+Letters: B samples, T tokens of one, N = B x T, H query heads, K key heads, D head dimension, M visual tokens, Q cells,
+A letters.
 """
 
 import torch

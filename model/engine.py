@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 
@@ -21,7 +21,7 @@ from model.qwen3_vl import Qwen3VL
 from model.request import Completion, FinishReason, Prompt
 from model.runner import Runner, SampledToken, rehearse
 from model.scheduler import Request, Scheduler
-from model.weights import from_pretrained
+from model.weights import ExpertLayout, from_pretrained
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 CPU_CACHE_BYTES = 2**30  # the most a cache takes on a CPU when nobody says how many tokens
@@ -39,6 +39,7 @@ class EngineOptions:
     dtype: str | None = None  # "float32", "bfloat16", "float16"; None: the checkpoint's own on cuda, float32 on cpu
     device: str = "cpu"
     attn_implementation: str = "sdpa"  # or "flash_attention_2"
+    expert_layout: ExpertLayout = "auto"  # how experts lie on disk: "official", "transformers"; auto: by their shapes
 
     def __post_init__(self) -> None:
         for name in ("max_batch_size", "max_step_tokens", "block_size"):
@@ -50,6 +51,8 @@ class EngineOptions:
             )
         if self.dtype is not None and self.dtype not in DTYPES:
             raise ValueError(f"dtype {self.dtype!r}: choose {', '.join(DTYPES)}, or None")
+        if self.expert_layout not in get_args(ExpertLayout):
+            raise ValueError(f"expert_layout {self.expert_layout!r}: choose {', '.join(get_args(ExpertLayout))}")
         if self.device.partition(":")[0] not in ("cpu", "cuda"):
             raise ValueError(f"device {self.device!r}: choose cpu or cuda (one of several: cuda:1)")
 
@@ -112,7 +115,7 @@ class Engine:
         dtype = DTYPES[options.dtype] if options.dtype else None
         if dtype is None and device.type == "cpu":
             dtype = torch.float32
-        network = from_pretrained(str(folder), device=device, dtype=dtype)
+        network = from_pretrained(str(folder), device=device, dtype=dtype, expert_layout=options.expert_layout)
         return cls(network, read_tokenizer(folder), options, read_stop_token_ids(folder))
 
     @property

@@ -1,7 +1,8 @@
-"""The Qwen3 decoder with interleaved M-RoPE and DeepStack.
+"""The Qwen3 decoder, dense or with experts, with interleaved M-RoPE and DeepStack.
 
-Follows `Qwen3VLTextModel` of transformers 5.23. Letters: N packed tokens of all sequences, E hidden size, H query
-heads, K key heads, D head dimension, F rotary frequencies (D / 2), M visual tokens, L DeepStack levels.
+Follows `Qwen3VLTextModel` and `Qwen3VLMoeTextModel` of transformers 5.23. Letters: N packed tokens of all sequences,
+E hidden size, H query heads, K key heads, D head dimension, F rotary frequencies (D / 2), M visual tokens, L DeepStack
+levels.
 """
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 
 from model.attention import Attention
 from model.config import TextConfig
+from model.experts import MixtureOfExperts
 from model.layers import RMSNorm, rotate
 
 
@@ -50,7 +52,10 @@ class DecoderLayer(nn.Module):
         self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.self_attn = TextAttention(config, layer)
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.mlp = TextMLP(config)
+        if config.moe and config.moe.covers(layer):
+            self.mlp: nn.Module = MixtureOfExperts(config.hidden_size, config.moe)
+        else:
+            self.mlp = TextMLP(config)
 
     def forward(self, hidden_NE: Tensor, cos_ND: Tensor, sin_ND: Tensor, attention: Attention) -> Tensor:
         hidden_NE = hidden_NE + self.self_attn(self.input_layernorm(hidden_NE), cos_ND, sin_ND, attention)

@@ -14,24 +14,14 @@ import pyarrow.parquet as pq
 
 from pipeline.elements import clean_text
 from pipeline.records import Block, DocumentStatus, Failure, PageRow
+from pipeline.schema import column as _column
+from pipeline.schema import list_of as _list
+from pipeline.schema import struct as _struct
 
 _ROW_GROUP_BYTES = 64 * 2**20
 
 _STRING, _TEXT, _FLAG = pa.string(), pa.large_string(), pa.bool_()
 _INT16, _INT32, _INT64, _FLOAT, _DOUBLE = pa.int16(), pa.int32(), pa.int64(), pa.float32(), pa.float64()
-
-
-def _column(name: str, type: pa.DataType, description: str, *, nullable: bool = False) -> pa.Field:
-    return pa.field(name, type, nullable, {b"description": description.encode()})
-
-
-def _struct(*fields: tuple[str, pa.DataType]) -> pa.DataType:
-    return pa.struct([pa.field(name, type, False) for name, type in fields])
-
-
-def _list(type: pa.DataType) -> pa.DataType:
-    return pa.list_(pa.field("item", type, False))
-
 
 _BOX = _struct(("l", _FLOAT), ("t", _FLOAT), ("r", _FLOAT), ("b", _FLOAT))
 _SPAN = _struct(("page", _INT32), ("start", _INT64), ("end", _INT64))
