@@ -1,94 +1,84 @@
-"""One table, one ratio: the engine beside `transformers.generate` on the same pages, in one run.
+"""How fast it is, beside what else there is: one table and one ratio for each question, all of one run.
 
-python -m jobs.bench                      the embedded model on 24 sample pages, on this machine's CPU
-python -m jobs.bench --model FOLDER --device cuda --pages 256
+python -m jobs.bench engine      the engine beside transformers' static generate (and vLLM with --vllm FOLDER)
+python -m jobs.bench drafts      with and without drafts from the text layer, by kind of page
+python -m jobs.bench roofline    a random network's measured steps beside the floor of the hardware
 """
 
 import argparse
+import io
+import json
 import platform
+import shutil
 import subprocess
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import torch
-from transformers import Qwen3VLForConditionalGeneration
+from numpy.typing import NDArray
 from transformers.utils.logging import disable_progress_bar
 
-from jobs.samples import LADDER, render_batch
-from model.engine import Engine, EngineOptions, read_stop_token_ids
+from jobs import bench_roofline
+from jobs.demo_checkpoint import initialise
+from jobs.samples import LADDER, make_page, render, render_batch, write_pdf
+from model.config import read_config
+from model.engine import Engine, EngineOptions
 from model.processor import Processor, checkpoint_folder
-from model.request import Frames, Prompt, Sampling
+from model.qwen3_vl import empty_model
+from model.request import Completion, Frames, Prompt, Sampling
+from model.weights import save_weights
+from pipeline.documents import DocumentOptions, read_pages
+from pipeline.parse_pages import text_layer
+
+LARGER = {  # about ten times the parameters of the embedded model
+    "text_config": {
+        "hidden_size": 768,
+        "intermediate_size": 2304,
+        "num_hidden_layers": 8,
+        "num_attention_heads": 12,
+        "num_key_value_heads": 4,
+    },
+    "vision_config": {"hidden_size": 256, "intermediate_size": 1024, "depth": 8, "out_hidden_size": 768},
+}
+INSTRUCTION = "qwenvl markdown"
 
 
-def sample_prompts(processor: Processor, pages: int, max_new_tokens: int) -> list[Prompt]:
-    """Half pages of every layout, asked for markdown."""
-    rng = np.random.default_rng(0)
-    rung = next(rung for rung in LADDER if rung.name == "half_page")
+@dataclass(frozen=True, slots=True)
+class Page:
+    """A sample page as the engine, and others, are asked about it."""
+
+    prompt: Prompt
+    pixels: NDArray[np.uint8]
+
+
+def sample_pages(processor: Processor, rung_name: str, count: int, sampling: Sampling) -> list[Page]:
+    """Held-out pages of one rung of the curriculum, asked for Markdown."""
+    rung = next(rung for rung in LADDER if rung.name == rung_name)
+    rendered = render_batch(np.random.default_rng(0), rung, count, held_out=True)
     return [
-        processor.encode(
-            f"page {number}", [Frames(pixels[None]), "qwenvl markdown"], Sampling(max_new_tokens=max_new_tokens)
-        )
-        for number, (_, pixels) in enumerate(render_batch(rng, rung, pages, held_out=True))
+        Page(processor.encode(f"page {number}", [Frames(pixels[None]), INSTRUCTION], sampling), pixels)
+        for number, (_, pixels) in enumerate(rendered)
     ]
 
 
-def with_engine(model: str, device: str, batch_size: int, prompts: list[Prompt]) -> tuple[float, dict[str, list[int]]]:
-    """Seconds for all prompts together, and the tokens of each, after one batch to warm up."""
-    engine = Engine.from_pretrained(model, EngineOptions(device=device, max_batch_size=batch_size))
+def with_engine(options: EngineOptions, model: str, prompts: Sequence[Prompt]) -> tuple[float, list[Completion]]:
+    """Seconds for all prompts together, and the completions in their order, after one batch to warm up."""
+    engine = Engine.from_pretrained(model, options)
 
-    def answer(batch: list[Prompt]) -> dict[str, list[int]]:
+    def answer(batch: Sequence[Prompt]) -> list[Completion]:
         for prompt in batch:
             engine.add(prompt)
-        return {completion.key: list(completion.token_ids) for completion in engine.drain()}
+        completions = {completion.key: completion for completion in engine.drain()}
+        return [completions[prompt.key] for prompt in batch]
 
-    answer(prompts[:batch_size])
+    answer(prompts[: options.max_batch_size])
     start = time.perf_counter()
-    tokens = answer(prompts)
-    return time.perf_counter() - start, tokens
-
-
-@torch.inference_mode()
-def with_transformers(
-    model: str, device: str, batch_size: int, prompts: list[Prompt]
-) -> tuple[float, dict[str, list[int]]]:
-    """The same through transformers: static batches, padded on the left, in the same precision."""
-    dtype = torch.float32 if device == "cpu" else "auto"
-    network = Qwen3VLForConditionalGeneration.from_pretrained(checkpoint_folder(model), dtype=dtype).eval()
-    network.to(torch.device(device))
-
-    def answer(batch: list[Prompt]) -> dict[str, list[int]]:
-        inputs = {name: value.to(device) for name, value in padded_batch(batch, network.config.image_token_id).items()}
-        limit = max(prompt.sampling.max_new_tokens for prompt in batch)
-        written = network.generate(**inputs, do_sample=False, max_new_tokens=limit)
-        new = written[:, inputs["input_ids"].shape[1] :].tolist()
-        return {prompt.key: row for prompt, row in zip(batch, new, strict=True)}
-
-    answer(prompts[:batch_size])
-    start = time.perf_counter()
-    tokens: dict[str, list[int]] = {}
-    for first in range(0, len(prompts), batch_size):
-        tokens |= answer(prompts[first : first + batch_size])
-    return time.perf_counter() - start, tokens
-
-
-def padded_batch(prompts: list[Prompt], image_token_id: int) -> dict[str, torch.Tensor]:
-    """What transformers' model takes for prompts of images: its own pixel layout, every patch in two equal frames."""
-    longest = max(len(prompt.token_ids_T) for prompt in prompts)
-    ids = torch.zeros(len(prompts), longest, dtype=torch.long)
-    mask = torch.zeros_like(ids)
-    for row, prompt in enumerate(prompts):
-        ids[row, longest - len(prompt.token_ids_T) :] = torch.from_numpy(prompt.token_ids_T.astype(np.int64))
-        mask[row, longest - len(prompt.token_ids_T) :] = 1
-    patches = torch.from_numpy(np.concatenate([prompt.patches_PC for prompt in prompts])).float()
-    pixels = ((patches - 127.5) / 127.5).unflatten(1, (3, 1, -1)).expand(-1, -1, 2, -1).flatten(1)
-    return {
-        "input_ids": ids,
-        "attention_mask": mask,
-        "mm_token_type_ids": (ids == image_token_id).int(),
-        "pixel_values": pixels,
-        "image_grid_thw": torch.from_numpy(np.concatenate([prompt.grids_G3 for prompt in prompts])).long(),
-    }
+    completions = answer(prompts)
+    return time.perf_counter() - start, completions
 
 
 def until_stop(tokens: list[int], stops: frozenset[int]) -> list[int]:
@@ -96,37 +86,111 @@ def until_stop(tokens: list[int], stops: frozenset[int]) -> list[int]:
     return next((tokens[:index] for index, token in enumerate(tokens) if token in stops), tokens)
 
 
+def write_larger_checkpoint(folder: Path) -> None:
+    """The embedded model's files with ten times the parameters, all of them random."""
+    shutil.copytree(checkpoint_folder("model/demo"), folder, dirs_exist_ok=True)
+    config = json.loads((folder / "config.json").read_text())
+    for section, values in LARGER.items():
+        config[section] |= values
+    (folder / "config.json").write_text(json.dumps(config))
+    network = empty_model(read_config(folder), device="cpu", dtype=torch.float32)
+    initialise(network, seed=0)
+    save_weights(network, folder, torch.bfloat16)
+
+
+def bench_engine(options: argparse.Namespace) -> None:
+    """The same checkpoint, pages and limits through every engine in turn."""
+    with tempfile.TemporaryDirectory() as scratch:
+        model = options.model
+        if model == "larger":
+            model = scratch + "/larger"
+            write_larger_checkpoint(Path(model))
+        pages = sample_pages(
+            Processor.from_pretrained(model),
+            options.rung,
+            options.pages,
+            Sampling(max_new_tokens=options.max_new_tokens, stop_at_loops=False),
+        )
+        prompts = [page.prompt for page in pages]
+        network = empty_model(read_config(checkpoint_folder(model)), device="meta", dtype=torch.float32)
+        millions = sum(parameter.numel() for parameter in network.parameters()) / 1e6
+        print(f"{len(pages)} pages ({options.rung}), batch {options.batch_size}, {millions:.1f}M parameters")
+        print(machine(options.device))
+    print(f"{'':20}{'tokens/step':>12}{'drafted':>9}{'kept':>7}{'wall ratio':>12}{'equal':>9}")
+    plain = EngineOptions(device=options.device, max_batch_size=options.batch_size, max_draft_tokens=0)
+    total = {"with": 0.0, "without": 0.0}
+    for kind in ("paragraphs", "headings_and_lists", "tables", "half_page", "scan"):
+        prompts = drafted_prompts(processor, kind, options.pages, sampling)
+        without, expected = with_engine(plain, options.model, prompts)
+        took, completions = with_engine(replace(plain, max_draft_tokens=256), options.model, prompts)
+        total["with"] += took
+        total["without"] += without
+        same = sum(ours.token_ids == theirs.token_ids for ours, theirs in zip(completions, expected, strict=True))
+        tokens = sum(len(completion.token_ids) for completion in completions)
+        steps, drafted, kept = (
+            sum(getattr(completion, name) for completion in completions)
+            for name in ("steps", "drafted_tokens", "accepted_tokens")
+        )
+        print(
+            f"{kind:20}{tokens / steps:12.2f}{drafted:9}{kept:7}{without / took:12.2f}{same:5} of {len(prompts)}",
+            flush=True,
+        )
+    print(f"ratio {total['without'] / total['with']:.2f}")
+
+
+def drafted_prompts(processor: Processor, kind: str, count: int, sampling: Sampling) -> list[Prompt]:
+    """Pages of one kind with the words of their own PDF as drafts; a scan is a half page without any."""
+    rung = next(rung for rung in LADDER if rung.name == ("half_page" if kind == "scan" else kind))
+    rng = np.random.default_rng(1)
+    drawn = [make_page(rng, rung, held_out=True) for _ in range(count)]
+    pdf = write_pdf(drawn)
+    texts = [""] * count if kind == "scan" else text_layers(pdf, count)
+    return [
+        processor.encode(f"{kind} {number}", [Frames(pixels[None]), INSTRUCTION], sampling, draft_text=text)
+        for number, (pixels, text) in enumerate(zip(render(pdf), texts, strict=True))
+    ]
+
+
+def run_roofline(options: argparse.Namespace) -> None:
+    print(machine(options.device))
+    bench_roofline.run(options)
+
+
+def text_layers(pdf: bytes, count: int) -> list[str]:
+    """The words of each page as the pipeline reads them, line by line."""
+    pages = read_pages(io.BytesIO(pdf), range(1, count + 1), DocumentOptions())
+    return [text_layer(page.facts.words) for page in pages if not isinstance(page, tuple)]
+
+
+def machine(device: str) -> str:
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False).stdout
+    name = torch.cuda.get_device_name() if device.startswith("cuda") else f"{torch.get_num_threads()} CPU threads"
+    return f"{name}, {platform.machine()}, torch {torch.__version__}, commit {commit.strip() or 'unknown'}"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="model/demo", help="checkpoint: a folder or a hub id")
-    parser.add_argument("--device", default="cpu", help="cpu or cuda (default: cpu)")
-    parser.add_argument("--pages", type=int, default=24, help="how many sample pages (default: 24)")
-    parser.add_argument("--batch-size", type=int, default=8, help="pages at once, for both (default: 8)")
-    parser.add_argument("--max-new-tokens", type=int, default=256, help="longest answer (default: 256)")
+    commands = parser.add_subparsers(dest="command", required=True)
+    shared = argparse.ArgumentParser(add_help=False)
+    shared.add_argument("--model", default="model/demo", help="checkpoint: a folder or a hub id (default: model/demo)")
+    shared.add_argument("--device", default="cpu", help="cpu or cuda (default: cpu)")
+    shared.add_argument("--pages", type=int, default=24, help="how many sample pages (default: 24)")
+    shared.add_argument("--batch-size", type=int, default=16, help="pages at once, for all (default: 16)")
+    shared.add_argument("--max-new-tokens", type=int, default=256, help="longest answer (default: 256)")
+    shared.add_argument("--threads", type=int, default=1, help="CPU threads (default: 1)")
+    engine = commands.add_parser("engine", parents=[shared], help="beside transformers and vLLM")
+    engine.add_argument("--rung", default="half_page", help="layout of the pages (default: half_page)")
+    engine.add_argument("--vllm", help="folder of an environment for vLLM's CPU build; made when it is missing")
+    engine.set_defaults(run=bench_engine)
+    drafts = commands.add_parser("drafts", parents=[shared], help="with and without drafts")
+    drafts.set_defaults(run=bench_drafts)
+    roofline = commands.add_parser("roofline", help="measured steps beside the floor of the hardware")
+    bench_roofline.add_arguments(roofline)
+    roofline.set_defaults(run=run_roofline)
     options = parser.parse_args()
+    torch.set_num_threads(options.threads)
     disable_progress_bar()
-    processor = Processor.from_pretrained(options.model)
-    prompts = sample_prompts(processor, options.pages, options.max_new_tokens)
-    stops = read_stop_token_ids(checkpoint_folder(options.model))
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False).stdout
-    machine = torch.cuda.get_device_name() if options.device == "cuda" else f"{torch.get_num_threads()} CPU threads"
-    print(
-        f"{options.pages} pages, batch {options.batch_size}, {machine}, {platform.machine()}, commit {commit.strip()}"
-    )
-    print(f"{'':14}{'seconds':>9}{'pages/s':>9}{'tokens/s':>10}")
-    rates, answers = {}, {}
-    runners: dict[str, Callable[..., tuple[float, dict[str, list[int]]]]] = {
-        "transformers": with_transformers,
-        "PageReel": with_engine,
-    }
-    for name, runner in runners.items():
-        seconds, tokens = runner(options.model, options.device, options.batch_size, prompts)
-        answers[name] = {key: until_stop(ids, stops) for key, ids in tokens.items()}
-        written = sum(len(ids) for ids in answers[name].values())
-        rates[name] = options.pages / seconds
-        print(f"{name:14}{seconds:9.2f}{rates[name]:9.2f}{written / seconds:10.1f}")
-    same = sum(answers["PageReel"][prompt.key] == answers["transformers"][prompt.key] for prompt in prompts)
-    print(f"ratio {rates['PageReel'] / rates['transformers']:.2f}; {same} of {options.pages} answers are equal")
+    options.run(options)
 
 
 if __name__ == "__main__":

@@ -14,13 +14,16 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from model import kernels
+
 try:
     from flash_attn import flash_attn_varlen_func, flash_attn_with_kvcache
 except ImportError:  # an optional extra: checked_implementation says so where it is asked for
     flash_attn_varlen_func = flash_attn_with_kvcache = None
 
-AttentionImplementation = Literal["sdpa", "flash_attention_2"]
+AttentionImplementation = Literal["sdpa", "triton", "flash_attention_2"]
 FLASH_BLOCK_SIZE = 256  # flash-attn 2 reads paged caches in blocks of a multiple of this
+MASK_SIZE = 2**23  # elements of the largest mask: long chunks over many keys are attended a few rows at a time
 
 
 class Attention(Protocol):
@@ -30,12 +33,21 @@ class Attention(Protocol):
         """-> [N, H, D]; `layer` counts decoder layers from 0."""
 
 
-def checked_implementation(name: str) -> AttentionImplementation:
-    """`name` when it can be used here. Raises ValueError that names the choices, or the extra to install."""
+def checked_implementation(name: str, device: torch.device) -> AttentionImplementation:
+    """`name` when it can be used here; `auto` is triton on a GPU that has it, and sdpa elsewhere.
+
+    Raises ValueError that names the choices, or what to install.
+    """
+    if name == "auto":
+        return "triton" if device.type == "cuda" and kernels.triton else "sdpa"
     if name == "sdpa":
         return "sdpa"
+    if name == "triton":
+        if kernels.triton is None:
+            raise ValueError("attn_implementation 'triton' needs triton: pip install triton")
+        return "triton"
     if name != "flash_attention_2":
-        raise ValueError(f"attn_implementation {name!r}: choose 'sdpa' or 'flash_attention_2'")
+        raise ValueError(f"attn_implementation {name!r}: choose 'auto', 'sdpa', 'triton' or 'flash_attention_2'")
     if flash_attn_varlen_func is None:
         raise ValueError("attn_implementation 'flash_attention_2' needs flash-attn: pip install '.[flash]'")
     return "flash_attention_2"
@@ -140,6 +152,8 @@ def paged_attention(
     if implementation == "sdpa":
         return PagedSdpa(cache, chunks)
     check_block_size(cache.block_size, implementation)
+    if implementation == "triton":
+        return PagedTriton(cache, chunks)
     return PagedFlash(cache, longs, singles)
 
 
@@ -147,6 +161,8 @@ def check_block_size(block_size: int, implementation: AttentionImplementation) -
     """Raises ValueError for blocks that `implementation` cannot read."""
     if implementation == "flash_attention_2" and block_size % FLASH_BLOCK_SIZE:
         raise ValueError(f"flash_attention_2 needs a block_size that is a multiple of 256, not {block_size}")
+    if implementation == "triton" and (block_size < 16 or block_size & (block_size - 1)):
+        raise ValueError(f"triton needs a block_size that is a power of two from 16 on, not {block_size}")
 
 
 class PagedSdpa:
@@ -164,18 +180,23 @@ class PagedSdpa:
         self._lengths = [len(chunk) for chunk in chunks]
         # A chunk with nothing before it (None) sees only itself, so the cache is not read at all.
         self._places = [_place(chunk, cache) if chunk.start else None for chunk in chunks]
-        self._masks = [_causal_mask(c, cache.keys) if c.start and len(c) > 1 else None for c in chunks]
+        self._chunks = chunks
+        self._bands: list[Tensor | None] | None = None
 
     def __call__(self, layer: int, query_NHD: Tensor, key_NKD: Tensor, value_NKD: Tensor) -> Tensor:
         keys, values = _write(self._cache, layer, self._slots_N, key_NKD, value_NKD)
+        if self._bands is None:  # the same for all layers, once the dtype is known
+            self._bands = [_causal_band(c, query_NHD) if c.start and len(c) > 1 else None for c in self._chunks]
         queries = query_NHD.split(self._lengths)
         new = zip(key_NKD.split(self._lengths), value_NKD.split(self._lengths), strict=True)
         outputs = []
-        for query, place, mask, (key, value) in zip(queries, self._places, self._masks, new, strict=True):
+        for query, place, band, (key, value) in zip(queries, self._places, self._bands, new, strict=True):
             if place is None:
-                outputs.append(_chunk_attention(query, key.transpose(0, 1), value.transpose(0, 1), mask))
+                outputs.append(_chunk_attention(query, key.transpose(0, 1), value.transpose(0, 1), None))
+            elif band is None:
+                outputs.append(_chunk_attention(query, place.read(keys), place.read(values), None))
             else:
-                outputs.append(_chunk_attention(query, place.read(keys), place.read(values), mask))
+                outputs += _cached_attention(query, place.read(keys), place.read(values), band)
         return torch.cat(outputs) if len(outputs) > 1 else outputs[0]
 
 
@@ -191,7 +212,7 @@ class Place:
         """-> [K, end, D]; B blocks of T tokens."""
         if self.blocks is None:
             return cache_KBTD.flatten(1, 2).narrow(1, self.start, self.end)
-        return cache_KBTD.index_select(1, self.blocks).flatten(1, 2)[:, : self.end]
+        return cache_KBTD[:, self.blocks].flatten(1, 2)[:, : self.end]
 
 
 def _place(chunk: CachedChunk, cache: KeyValueCache) -> Place:
@@ -199,6 +220,44 @@ def _place(chunk: CachedChunk, cache: KeyValueCache) -> Place:
     if used == list(range(used[0], used[0] + len(used))):
         return Place(used[0] * cache.block_size, chunk.end, None)
     return Place(0, chunk.end, device_tensor(np.array(used, dtype=np.int64), cache.keys.device))
+
+
+class PagedTriton:
+    """Our kernel reads the blocks in place, whatever the length of a chunk; the cache may be fp8."""
+
+    def __init__(self, cache: KeyValueCache, chunks: Sequence[CachedChunk]) -> None:
+        device = cache.keys.device
+        self._cache = cache
+        self._chunks = chunks
+        self._slots_N = device_tensor(_slots(chunks, cache.block_size), device)
+        self._tables_SB = device_tensor(_tables(chunks, cache.block_size).astype(np.int32), device)
+        self._offsets = device_tensor(_offsets([len(chunk) for chunk in chunks]), device)
+        self._starts_S = device_tensor(np.array([chunk.start for chunk in chunks], dtype=np.int32), device)
+        self._tiles: tuple[int, Tensor, Tensor] | None = None
+
+    def __call__(self, layer: int, query_NHD: Tensor, key_NKD: Tensor, value_NKD: Tensor) -> Tensor:
+        keys, values = _write(self._cache, layer, self._slots_N, key_NKD, value_NKD)
+        if self._tiles is None:  # the same for all layers, once the number of query heads is known
+            self._tiles = self._cut(groups=query_NHD.shape[1] // len(keys), device=keys.device)
+        tokens, sequences, firsts = self._tiles
+        return kernels.attend_paged(
+            query_NHD.contiguous(),
+            keys,
+            values,
+            tables_SB=self._tables_SB,
+            offsets=self._offsets,
+            starts_S=self._starts_S,
+            tile_sequences=sequences,
+            tile_firsts=firsts,
+            tokens_per_tile=tokens,
+        )
+
+    def _cut(self, *, groups: int, device: torch.device) -> tuple[int, Tensor, Tensor]:
+        """Tokens of a tile, and of each tile its sequence and its first token."""
+        tokens = kernels.tile_tokens(max(len(chunk) for chunk in self._chunks), groups)
+        tiles = [(row, first) for row, chunk in enumerate(self._chunks) for first in range(0, len(chunk), tokens)]
+        sequences, firsts = np.array(tiles, dtype=np.int32).T.copy()
+        return tokens, device_tensor(sequences, device), device_tensor(firsts, device)
 
 
 class PagedFlash:
@@ -253,15 +312,21 @@ def _write(
 ) -> tuple[Tensor, Tensor]:
     """Puts the new keys and values of a layer into their slots -> its whole cache, each [K, blocks, block size, D]."""
     keys, values = cache.keys[layer], cache.values[layer]
-    keys.flatten(1, 2).index_copy_(1, slots_N, key_NKD.transpose(0, 1))
-    values.flatten(1, 2).index_copy_(1, slots_N, value_NKD.transpose(0, 1))
+    for part, new_NKD in ((keys, key_NKD), (values, value_NKD)):
+        # As bytes where they are single ones: torch copies them, but has no index_copy for fp8.
+        cast_KND = new_NKD.transpose(0, 1).to(part.dtype)
+        if part.element_size() == 1:
+            part.view(torch.uint8).flatten(1, 2).index_copy_(1, slots_N, cast_KND.view(torch.uint8))
+        else:
+            part.flatten(1, 2).index_copy_(1, slots_N, cast_KND)
     return keys, values
 
 
 def _chunk_attention(query_NHD: Tensor, key_KTD: Tensor, value_KTD: Tensor, mask_NT: Tensor | None) -> Tensor:
     """N tokens over T keys, the key heads as a batch; without a mask N is 1, or T and the order causal."""
+    key_KTD, value_KTD = key_KTD.to(query_NHD.dtype), value_KTD.to(query_NHD.dtype)  # from fp8
     key_K1TD, value_K1TD = key_KTD[:, None], value_KTD[:, None]
-    if len(query_NHD) == 1:  # the query heads of one key head are the rows of one small attention
+    if len(query_NHD) == 1 and mask_NT is None:  # the query heads of a key head are the rows of one small attention
         query_K1GD = query_NHD.view(len(key_KTD), 1, -1, query_NHD.shape[2])
         return F.scaled_dot_product_attention(query_K1GD, key_K1TD, value_K1TD).reshape(query_NHD.shape)
     query_KGND = query_NHD.unflatten(1, (len(key_KTD), -1)).permute(1, 2, 0, 3)
@@ -276,10 +341,26 @@ def _chunk_attention(query_NHD: Tensor, key_KTD: Tensor, value_KTD: Tensor, mask
     return attended_KGND.permute(2, 0, 1, 3).flatten(1, 2)
 
 
-def _causal_mask(chunk: CachedChunk, like: Tensor) -> Tensor:
-    """[N, T]: token start + n of the sequence sees those up to itself."""
-    places_T = torch.arange(chunk.end, device=like.device)
-    return _additive(places_T <= places_T[chunk.start :, None], like.dtype)
+def _causal_band(chunk: CachedChunk, like: Tensor) -> Tensor:
+    """The mask of the last rows of a chunk, with more columns in front: moved left by r, it is the mask of the rows
+    r before. What a pass needs for masks is bounded by about MASK_SIZE, however long context and chunk are.
+    """
+    num_rows = min(len(chunk), max(1, MASK_SIZE // chunk.end))
+    last = (len(chunk) - 1) // num_rows * num_rows  # the first row of the last part
+    columns = torch.arange(last + chunk.end, device=like.device)
+    rows = torch.arange(num_rows, device=like.device)
+    return _additive(columns <= chunk.start + last + rows[:, None], like.dtype)
+
+
+def _cached_attention(query_NHD: Tensor, key_KTD: Tensor, value_KTD: Tensor, band: Tensor) -> list[Tensor]:
+    """A chunk over all tokens up to its end, as many rows at a time as the band has."""
+    end = key_KTD.shape[1]
+    last = band.shape[1] - end
+    parts = query_NHD.split(len(band))
+    return [
+        _chunk_attention(part, key_KTD, value_KTD, band[: len(part), shift : shift + end])
+        for part, shift in zip(parts, range(last, -1, -len(band)), strict=True)
+    ]
 
 
 def _additive(visible: Tensor, dtype: torch.dtype) -> Tensor:

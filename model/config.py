@@ -1,7 +1,7 @@
 """What a checkpoint is, read from its config.json. Nothing is guessed: a missing key is an error that names it."""
 
 import json
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,37 @@ class VisionConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class MoEConfig:
+    """Which decoder layers have a mixture of experts in place of their MLP, and how large it is."""
+
+    num_experts: int
+    num_experts_per_tok: int
+    moe_intermediate_size: int
+    decoder_sparse_step: int
+    mlp_only_layers: tuple[int, ...]
+
+    def covers(self, layer: int) -> bool:
+        """Every `decoder_sparse_step`-th layer, those of `mlp_only_layers` excepted; layers count from 0."""
+        return layer not in self.mlp_only_layers and (layer + 1) % self.decoder_sparse_step == 0
+
+
+@dataclass(frozen=True, slots=True)
+class YarnConfig:
+    """Rotary frequencies stretched beyond the positions that were trained (Peng et al., YaRN, arXiv 2309.00071)."""
+
+    factor: float
+    original_max_position_embeddings: int
+    beta_fast: float = 32.0  # frequencies that turn more often than this within the original positions stay
+    beta_slow: float = 1.0  # those that turn less often are divided by the factor; between them lies a ramp
+    attention_factor: float | None = None  # of cos and sin; None: 0.1 ln(factor) + 1
+
+    @property
+    def max_position(self) -> int:
+        """How many positions (not tokens) it reaches."""
+        return int(self.factor * self.original_max_position_embeddings)
+
+
+@dataclass(frozen=True, slots=True)
 class TextConfig:
     vocab_size: int
     hidden_size: int
@@ -38,7 +69,9 @@ class TextConfig:
     rms_norm_eps: float
     rope_theta: float
     mrope_section: tuple[int, int, int]  # rotary frequencies given to time, rows, columns
-    max_position_embeddings: int
+    max_position_embeddings: int  # the longest context, in tokens
+    yarn: YarnConfig | None  # None: frequencies as trained
+    moe: MoEConfig | None  # None: every layer is dense
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,15 +106,15 @@ def parse_config(raw: dict[str, Any], source: str = "config.json") -> ModelConfi
     """`raw` as in config.json -> ModelConfig. Accepts both spellings of the rotary settings:
     `rope_scaling` beside `rope_theta` (transformers 4) and `rope_parameters` holding both (transformers 5).
     """
-    if raw.get("model_type") != "qwen3_vl":
-        raise ValueError(f"{source}: model_type is {raw.get('model_type')!r}, only the dense 'qwen3_vl' is supported")
+    if raw.get("model_type") not in ("qwen3_vl", "qwen3_vl_moe"):
+        raise ValueError(f"{source}: model_type is {raw.get('model_type')!r}, not 'qwen3_vl' or 'qwen3_vl_moe'")
     if raw.get("quantization_config"):
         raise ValueError(f"{source}: quantized checkpoints are not supported yet")
     need = partial(_required, source=source)
     text, vision = need(raw, "text_config"), need(raw, "vision_config")
     rope = text.get("rope_parameters") or {"rope_theta": need(text, "rope_theta"), **need(text, "rope_scaling")}
     _refuse_other_networks(text, vision, rope, source)
-    text_keys = {name for name in _names(TextConfig) if name not in ("rope_theta", "mrope_section")}
+    text_keys = {name for name in _names(TextConfig) if name not in ("rope_theta", "mrope_section", "yarn", "moe")}
     config = ModelConfig(
         vision=VisionConfig(
             **{name: need(vision, name) for name in _names(VisionConfig) if name != "deepstack_visual_indexes"},
@@ -91,12 +124,68 @@ def parse_config(raw: dict[str, Any], source: str = "config.json") -> ModelConfi
             **{name: need(text, name) for name in text_keys},
             rope_theta=float(need(rope, "rope_theta")),
             mrope_section=tuple(need(rope, "mrope_section")),
+            yarn=_yarn(rope, source),
+            moe=_moe(text, source) if raw["model_type"] == "qwen3_vl_moe" else None,
         ),
         **{name: need(raw, name) for name in _names(ModelConfig) if name not in ("vision", "text", "dtype")},
         dtype=raw.get("dtype") or text.get("dtype") or need(raw, "torch_dtype"),
     )
     _check_sizes(config, source)
     return config
+
+
+def extended(config: ModelConfig, max_context: int | None, rope_scaling_factor: float | None) -> ModelConfig:
+    """The configuration for contexts of at most `max_context` tokens; with a factor, for more than were trained (YaRN).
+
+    Raises ValueError when the context needs a factor and has none, and when a factor is not needed: YaRN changes the
+    frequencies and the scale of attention at every position, so short prompts would be answered differently and
+    nothing would say so.
+    """
+    text = config.text
+    trained = text.yarn.original_max_position_embeddings if text.yarn else text.max_position_embeddings
+    factor = rope_scaling_factor or (text.yarn.factor if text.yarn else None)
+    wanted = max_context or text.max_position_embeddings
+    if factor is not None and wanted <= trained:
+        raise ValueError(
+            f"RoPE scaling by {factor} would silently change the answers to all prompts, short ones too (YaRN rescales"
+            f" attention at every position), and no context needs it: the longest is {wanted} tokens, and the model was"
+            f" trained on {trained}. Scale only for a max_context beyond that"
+        )
+    if factor is None and wanted > trained:
+        raise ValueError(
+            f"max_context is {wanted}, but the model was trained on {trained} tokens. Beyond them it needs"
+            " rope_scaling_factor (YaRN; 2 or 3 for a million tokens of video), which changes short prompts, too"
+        )
+    if rope_scaling_factor is None:
+        return replace(config, text=replace(text, max_position_embeddings=wanted))
+    if rope_scaling_factor <= 1:
+        raise ValueError(f"rope_scaling_factor must be more than 1, not {rope_scaling_factor}")
+    yarn = YarnConfig(float(rope_scaling_factor), trained)
+    return replace(config, text=replace(text, max_position_embeddings=wanted, yarn=yarn))
+
+
+def _yarn(rope: dict[str, Any], source: str) -> YarnConfig | None:
+    if rope.get("rope_type", "default") == "default":
+        return None
+    need = partial(_required, source=source)
+    optional = ("beta_fast", "beta_slow", "attention_factor")
+    return YarnConfig(
+        factor=float(need(rope, "factor")),
+        original_max_position_embeddings=need(rope, "original_max_position_embeddings"),
+        **{name: float(rope[name]) for name in optional if rope.get(name) is not None},
+    )
+
+
+def _moe(text: dict[str, Any], source: str) -> MoEConfig:
+    need = partial(_required, source=source)
+    moe = MoEConfig(
+        num_experts=text.get("num_local_experts") or need(text, "num_experts"),  # transformers 5 saves the former
+        **{name: need(text, name) for name in _names(MoEConfig) if name not in ("num_experts", "mlp_only_layers")},
+        mlp_only_layers=tuple(need(text, "mlp_only_layers")),
+    )
+    if not 0 < moe.num_experts_per_tok <= moe.num_experts or moe.decoder_sparse_step < 1:
+        raise ValueError(f"{source}: {moe} cannot be: a token needs 1 to num_experts experts, the step is at least 1")
+    return moe
 
 
 def _names(cls: type) -> list[str]:
@@ -113,12 +202,16 @@ def _refuse_other_networks(text: dict[str, Any], vision: dict[str, Any], rope: d
     """Settings the code has built in; a checkpoint that says otherwise would be read wrongly."""
     built_in = (
         ("text_config.hidden_act", text.get("hidden_act"), "silu"),
+        ("text_config.norm_topk_prob", text.get("norm_topk_prob", True), True),
         ("text_config.attention_bias", text.get("attention_bias", False), False),
         ("vision_config.hidden_act", vision.get("hidden_act"), "gelu_pytorch_tanh"),
         ("vision_config.temporal_patch_size", vision.get("temporal_patch_size"), 2),
-        ("rope type", rope.get("rope_type", "default"), "default"),
+        ("rope mscale", rope.get("mscale"), None),
+        ("rope truncate", rope.get("truncate", True), True),
         ("mrope_interleaved", rope.get("mrope_interleaved"), True),
     )
+    if (kind := rope.get("rope_type", "default")) not in ("default", "yarn"):
+        raise ValueError(f"{source}: rope type is {kind!r}; this version runs 'default' and 'yarn' only")
     for name, found, expected in built_in:
         if found != expected:
             raise ValueError(f"{source}: {name} is {found!r}; this version runs {expected!r} only")

@@ -6,12 +6,13 @@ for completion in engine.drain(): ...
 """
 
 import json
+import logging
 import time
 from bisect import bisect_right
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 
@@ -24,7 +25,9 @@ from model.qwen3_vl import Qwen3VL
 from model.request import Completion, FinishReason, Prompt
 from model.runner import Runner, SampledToken, rehearse
 from model.scheduler import Chunk, Request, Scheduler
-from model.weights import from_pretrained
+from model.weights import ExpertLayout, from_pretrained
+
+logger = logging.getLogger(__name__)
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 FORMAT_CHARACTERS = " \n\t#*|`>_-~"  # what Markdown puts between the words of a page
@@ -43,11 +46,15 @@ class EngineOptions:
     block_size: int = 16  # tokens in one block of the cache; flash_attention_2 wants a multiple of 256
     dtype: str | None = None  # "float32", "bfloat16", "float16"; None: the checkpoint's own on cuda, float32 on cpu
     device: str = "cpu"
-    attn_implementation: str = "sdpa"  # or "flash_attention_2"
+    attn_implementation: str = "auto"  # "sdpa", "triton", "flash_attention_2"; auto: triton on cuda, sdpa on cpu
+    kv_cache_dtype: str | None = None  # "float8_e4m3fn" halves what attention reads; None: the network's own
+    expert_layout: ExpertLayout = "auto"  # how experts lie on disk: "official", "transformers"; auto: by their shapes
+    max_context: int | None = None  # most tokens of a prompt and its answer; None: what the checkpoint was made for
+    rope_scaling_factor: float | None = None  # YaRN, only for a max_context beyond what the model was trained on
 
     def __post_init__(self) -> None:
-        for name in ("max_batch_size", "max_step_tokens", "block_size"):
-            if getattr(self, name) < 1:
+        for name in ("max_batch_size", "max_step_tokens", "block_size", "max_context"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
         if self.max_draft_tokens < 0:
             raise ValueError(f"max_draft_tokens must be at least 0, not {self.max_draft_tokens}")
@@ -57,6 +64,10 @@ class EngineOptions:
             )
         if self.dtype is not None and self.dtype not in DTYPES:
             raise ValueError(f"dtype {self.dtype!r}: choose {', '.join(DTYPES)}, or None")
+        if self.expert_layout not in get_args(ExpertLayout):
+            raise ValueError(f"expert_layout {self.expert_layout!r}: choose {', '.join(get_args(ExpertLayout))}")
+        if self.kv_cache_dtype not in (None, "float8_e4m3fn"):
+            raise ValueError(f"kv_cache_dtype {self.kv_cache_dtype!r}: choose float8_e4m3fn, or None")
         if self.device.partition(":")[0] not in ("cpu", "cuda"):
             raise ValueError(f"device {self.device!r}: choose cpu or cuda (one of several: cuda:1)")
 
@@ -94,16 +105,27 @@ class Engine:
 
         Raises ValueError for an attention implementation that cannot be used here.
         """
-        implementation = checked_implementation(options.attn_implementation)
+        weight = network.model.language_model.embed_tokens.weight
+        implementation = checked_implementation(options.attn_implementation, weight.device)
         check_block_size(options.block_size, implementation)
+        cache_dtype = torch.float8_e4m3fn if options.kv_cache_dtype else weight.dtype
+        if implementation == "flash_attention_2" and options.kv_cache_dtype:
+            raise ValueError("flash_attention_2 reads no fp8 cache: choose attn_implementation 'triton' or 'sdpa'")
+        logger.info("attention by %s over a cache of %s on %s", implementation, cache_dtype, weight.device)
         num_blocks = _cache_tokens(network, options, implementation) // options.block_size
         pool = BlockPool(num_blocks, options.block_size)
         self._tokenizer = tokenizer
         self._stop_token_ids = stop_token_ids
         self._cache_room = num_blocks * options.block_size
         self._context = network.config.text.max_position_embeddings
+        yarn = network.config.text.yarn
+        self._max_position = yarn.max_position if yarn else None  # without YaRN the context is the nearer limit
         self._runner = Runner(
-            network, num_blocks=num_blocks, block_size=options.block_size, implementation=implementation
+            network,
+            num_blocks=num_blocks,
+            block_size=options.block_size,
+            cache_dtype=cache_dtype,
+            implementation=implementation,
         )
         self._scheduler = Scheduler(
             pool,
@@ -126,7 +148,14 @@ class Engine:
         dtype = DTYPES[options.dtype] if options.dtype else None
         if dtype is None and device.type == "cpu":
             dtype = torch.float32
-        network = from_pretrained(str(folder), device=device, dtype=dtype)
+        network = from_pretrained(
+            str(folder),
+            device=device,
+            dtype=dtype,
+            expert_layout=options.expert_layout,
+            max_context=options.max_context,
+            rope_scaling_factor=options.rope_scaling_factor,
+        )
         return cls(network, read_tokenizer(folder), options, read_stop_token_ids(folder))
 
     @property
@@ -144,12 +173,15 @@ class Engine:
         """
         length = len(prompt.token_ids_T)
         room = min(self._context, self._cache_room) - length
+        if self._max_position is not None:
+            room = min(room, self._max_position - prompt.next_position)
         if prompt.key in self._keys:
             raise ValueError(f"the key {prompt.key!r} is already at work")
         if length == 0 or room < 1:
             raise ValueError(
                 f"prompt {prompt.key!r} has {length} tokens; it needs at least one, and with one for its answer at most"
                 f" {self._context} (context) and {self._cache_room} (key/value cache)"
+                + (f"; positions reach {self._max_position} (RoPE scaling)" if self._max_position else "")
             )
         self._keys.add(prompt.key)
         limit = min(prompt.sampling.max_new_tokens, room)
@@ -291,7 +323,8 @@ def _cache_tokens(network: Qwen3VL, options: EngineOptions, implementation: Atte
         return options.kv_cache_tokens
     text = network.config.text
     weight = network.model.language_model.embed_tokens.weight
-    token_bytes = 2 * text.num_hidden_layers * text.num_key_value_heads * text.head_dim * weight.element_size()
+    element_bytes = 1 if options.kv_cache_dtype else weight.element_size()
+    token_bytes = 2 * text.num_hidden_layers * text.num_key_value_heads * text.head_dim * element_bytes
     budget = CPU_CACHE_BYTES
     if weight.device.type == "cuda":
         budget = _free_cuda_bytes(network, options, implementation)

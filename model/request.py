@@ -4,7 +4,7 @@ Letters in array names: T tokens of one prompt, P stored patches, C values of on
 column).
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -98,3 +98,40 @@ class Completion:
     steps: int = 0  # forward passes that gave it tokens; without drafts as many as tokens
     drafted_tokens: int = 0  # proposed from the draft text
     accepted_tokens: int = 0  # of these, the ones the network wrote itself
+    resumes: int = 0  # how often it was taken up again behind a loop, with another sampling
+
+
+def resumed_prompt(prompt: Prompt, token_ids: tuple[int, ...], sampling: Sampling) -> Prompt:
+    """`prompt` with the beginning of its answer: what comes back is the rest."""
+    count = len(token_ids)
+    following = np.tile(np.arange(prompt.next_position, prompt.next_position + count, dtype=np.int32), (3, 1))
+    return replace(
+        prompt,
+        token_ids_T=np.concatenate((prompt.token_ids_T, np.array(token_ids, dtype=np.int32))),
+        positions_3T=np.concatenate((prompt.positions_3T, following), axis=1),
+        next_position=prompt.next_position + count,
+        sampling=sampling,
+    )
+
+
+def resumed_completion(first: Completion, rest: Completion) -> Completion:
+    """The whole answer: the clean beginning of `first`, and `rest`, the answer to the prompt that was resumed there."""
+    kept = first.token_ids[: first.text_tokens]
+    total = max(len(kept) + len(rest.token_ids), 1)
+    return Completion(
+        key=first.key,
+        text=first.text + rest.text,
+        token_ids=kept + rest.token_ids,
+        prompt_tokens=first.prompt_tokens,
+        finish_reason=rest.finish_reason,
+        mean_logprob=(first.mean_logprob * len(kept) + rest.mean_logprob * len(rest.token_ids)) / total,
+        min_logprob=min(first.min_logprob, rest.min_logprob),
+        seconds_queued=first.seconds_queued + rest.seconds_queued,
+        seconds_running=first.seconds_running + rest.seconds_running,
+        preemptions=first.preemptions + rest.preemptions,
+        text_tokens=len(kept) + rest.text_tokens,
+        steps=first.steps + rest.steps,
+        drafted_tokens=first.drafted_tokens + rest.drafted_tokens,
+        accepted_tokens=first.accepted_tokens + rest.accepted_tokens,
+        resumes=first.resumes + rest.resumes + 1,
+    )

@@ -52,7 +52,13 @@ class Runner:
     """The network, its cache, and the visual features that prompts have still to read."""
 
     def __init__(
-        self, network: Qwen3VL, *, num_blocks: int, block_size: int, implementation: AttentionImplementation
+        self,
+        network: Qwen3VL,
+        *,
+        num_blocks: int,
+        block_size: int,
+        cache_dtype: torch.dtype,
+        implementation: AttentionImplementation,
     ) -> None:
         weight = network.model.language_model.embed_tokens.weight
         text = network.config.text
@@ -61,7 +67,7 @@ class Runner:
         self._device = weight.device
         self._implementation = implementation
         # Zeros: what was never written must be finite, since attention gives it the weight 0, not no weight.
-        self._cache = KeyValueCache(*(torch.zeros(shape, dtype=weight.dtype, device=weight.device) for _ in range(2)))
+        self._cache = KeyValueCache(*(torch.zeros(shape, dtype=cache_dtype, device=weight.device) for _ in range(2)))
         self._sight = Sight(network, implementation)
 
     @torch.inference_mode()

@@ -6,13 +6,12 @@ from dataclasses import replace
 
 from model.request import Completion
 from pipeline.boxes import tile_to_page
-from pipeline.elements import Element, clean_text
+from pipeline.elements import Element, clean_text, without_special_tokens
 from pipeline.parse_html import parse_html
 from pipeline.parse_markdown import parse_markdown
 from pipeline.prompts import Output
 from pipeline.records import Block, ErrorCode, Failure, PageFacts, PageRow, PageStatus, Stage, Word
 
-_SPECIAL_TOKEN = re.compile(r"<\|[A-Za-z0-9_]+\|>\Z")
 _HTML_FENCE = re.compile(r"```(?:html|xml)?[ \t]*(?=[<\n]|\Z)", re.IGNORECASE)
 _PARAGRAPH = re.compile(r"\n(?:[ \t]*\n)+")
 
@@ -52,11 +51,15 @@ def parse_page(
         flags=(*facts.flags, *(flag for flag, is_seen in seen.items() if is_seen)),
         markdown=markdown,
         html="\n".join(answers) if output == "html" else "",
-        finish_reason="length" if failure else "stop" if completions else "",
+        finish_reason=_finish_reason(completions),
         mean_logprob=sum(logprobs) / max(sum(tokens_out), 1),
         min_logprob=min((completion.min_logprob for completion in completions), default=0.0),
         tokens_in=sum(completion.prompt_tokens for completion in completions),
         tokens_out=sum(tokens_out),
+        steps=sum(completion.steps for completion in completions),
+        drafted_tokens=sum(completion.drafted_tokens for completion in completions),
+        accepted_tokens=sum(completion.accepted_tokens for completion in completions),
+        resumes=sum(completion.resumes for completion in completions),
         queue_ms=1000 * sum(completion.seconds_queued for completion in completions),
         infer_ms=1000 * sum(completion.seconds_running for completion in completions),
         raw_output="\n".join(clean_text(completion.text) for completion in completions) if keep_raw else "",
@@ -100,19 +103,12 @@ def _parsed(answer: str, output: Output) -> tuple[Sequence[Element], bool]:
 
 def _unwrapped(text: str, output: Output) -> str:
     """An answer as clean text without the tokens that end it and the fence it may be wrapped in, whole or cut off."""
-    text = _without_special_tokens(clean_text(text))
+    text = without_special_tokens(clean_text(text))
     if output == "html":
         text = _HTML_FENCE.sub("", text)
     else:
         text = _without_fence(text, ("markdown", "md") if output == "markdown" else ("text", "txt", "plaintext"))
-    return _without_special_tokens(text)
-
-
-def _without_special_tokens(text: str) -> str:
-    text = text.strip()
-    while token := _SPECIAL_TOKEN.search(text):
-        text = text[: token.start()].rstrip()
-    return text
+    return without_special_tokens(text)
 
 
 def _without_fence(text: str, names: Sequence[str]) -> str:
@@ -175,7 +171,16 @@ def _cut_off(completions: Sequence[Completion]) -> Failure | None:
             tile = f" of tile {number} of {len(completions)}" if len(completions) > 1 else ""
             message = f"the answer{tile} reached its limit of {len(completion.token_ids)} tokens"
             return Failure(Stage.INFER, ErrorCode.OUTPUT_TRUNCATED, message)
+        if completion.finish_reason == "repetition":
+            message = f"tile {number} of {len(completions)}: the answer repeats itself; what stands before is kept"
+            return Failure(Stage.INFER, ErrorCode.OUTPUT_REPEATED, message)
     return None
+
+
+def _finish_reason(completions: Sequence[Completion]) -> str:
+    """What went wrong with any of the tiles, or `stop`; "" when the model was not asked."""
+    reasons = {completion.finish_reason for completion in completions}
+    return next((reason for reason in ("length", "repetition", "stop") if reason in reasons), "")
 
 
 def _row_of(doc_id: str, facts: PageFacts) -> PageRow:
@@ -203,6 +208,10 @@ def _row_of(doc_id: str, facts: PageFacts) -> PageRow:
         min_logprob=0.0,
         tokens_in=0,
         tokens_out=0,
+        steps=0,
+        drafted_tokens=0,
+        accepted_tokens=0,
+        resumes=0,
         decode_ms=facts.decode_ms,
         queue_ms=0.0,
         infer_ms=0.0,

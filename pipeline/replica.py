@@ -6,17 +6,24 @@ import os
 import queue
 import threading
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
 from typing import Protocol
 
-from model.request import Completion, Prompt
+import ray
+
+from model.request import Completion, Prompt, resumed_completion, resumed_prompt
 from pipeline.job import resolve_model
 from pipeline.records import ErrorCode, Failure, Stage
 from pipeline.rows import AnsweredPage, AnsweredUnit, DecodedPage, DecodedUnit, ReplicaLoad, Row
+from pipeline.suspects import Suspects, Verdict
 
 logger = logging.getLogger(__name__)
+
+MAX_RESUMES = 2  # of one answer that fell into loops
+RESUME_TEMPERATURE = 0.3  # times the number of the try: the setting that led into the loop is not asked again
 
 
 class EngineStats(Protocol):
@@ -97,24 +104,97 @@ class EngineThread:
                 self._waiting[prompt.key] = future
 
 
+class Gate:
+    """Lets many in together, or one alone."""
+
+    def __init__(self) -> None:
+        self._inside = 0
+        self._entrance = asyncio.Lock()
+        self._is_empty = asyncio.Event()
+        self._is_empty.set()
+
+    @asynccontextmanager
+    async def together(self) -> AsyncIterator[None]:
+        async with self._entrance:
+            self._inside += 1
+            self._is_empty.clear()
+        try:
+            yield
+        finally:
+            self._inside -= 1
+            if not self._inside:
+                self._is_empty.set()
+
+    @asynccontextmanager
+    async def alone(self) -> AsyncIterator[None]:
+        async with self._entrance:
+            await self._is_empty.wait()
+            yield
+
+
 class Replica:
     """One row in, one row out. Many calls are in flight at once, so that the engine's batch is full across units."""
 
-    def __init__(self, load_engine: Callable[[], Engine]) -> None:
+    def __init__(self, load_engine: Callable[[], Engine], suspects: Suspects) -> None:
+        self._replica_id = uuid.uuid4().hex
+        # Ray starts an actor that died anew under its old id.
+        self._actor_id = ray.get_runtime_context().get_actor_id() or self._replica_id
+        self._suspects = suspects
+        self._suspects.started(self._actor_id)
         self._engine = load_engine()
         self._thread = EngineThread(self._engine)
-        self._replica_id = uuid.uuid4().hex
+        self._gate = Gate()
 
     async def __call__(self, row: Row) -> Row:
+        """Raises SystemicError when engines die whatever they read."""
         decoded = DecodedUnit.from_row(row)
-        pages = await asyncio.gather(*(self._answer(page) for page in decoded.pages))
+        unit_id = decoded.unit.unit_id
+        verdict = await self._suspects.begin(self._actor_id, unit_id)
+        if verdict.alone:
+            pages, failures = await self._answer_alone(decoded, verdict)
+        else:
+            async with self._gate.together():
+                pages, failures = await asyncio.gather(*(self._answer(page) for page in decoded.pages)), []
+        await self._suspects.end(self._actor_id, unit_id)
         stats = self._engine.stats
         load = ReplicaLoad(self._replica_id, stats.steps, stats.occupancy)
-        return AnsweredUnit(decoded.unit, tuple(pages), decoded.failures, load).to_row()
+        return AnsweredUnit(decoded.unit, tuple(pages), (*decoded.failures, *failures), load).to_row()
+
+    async def _answer_alone(
+        self, decoded: DecodedUnit, verdict: Verdict
+    ) -> tuple[list[AnsweredPage], list[tuple[int, Failure]]]:
+        """The pages of a suspect, one by one with nothing beside them; the convicted ones as failures."""
+        pages, failures = [], []
+        async with self._gate.alone():
+            for page in decoded.pages:
+                page_no = page.facts.page_no
+                if deaths := verdict.convicted.get(page_no):
+                    message = f"{deaths} engines died while they read this page, the last one of nothing else"
+                    failures.append((page_no, Failure(Stage.INFER, ErrorCode.INFER_CRASH, message, deaths)))
+                    continue
+                await self._suspects.begin_page(self._actor_id, decoded.unit.unit_id, page_no)
+                pages.append(await self._answer(page))
+        return pages, failures
 
     async def _answer(self, page: DecodedPage) -> AnsweredPage:
-        futures = [asyncio.wrap_future(self._thread.submit(prompt)) for prompt in page.prompts]
-        answers = tuple(await asyncio.gather(*futures))
+        answers = tuple(await asyncio.gather(*(self._answer_prompt(prompt) for prompt in page.prompts)))
         for prompt, answer in zip(page.prompts, answers, strict=True):
             assert isinstance(answer, Failure) or answer.key == prompt.key, f"{prompt.key} got {answer}"
         return AnsweredPage(page.facts, answers)
+
+    async def _answer_prompt(self, prompt: Prompt) -> Completion | Failure:
+        """An answer that fell into a loop is taken up behind its clean beginning, drawn now and not greedy."""
+        answer = await asyncio.wrap_future(self._thread.submit(prompt))
+        while isinstance(answer, Completion) and answer.finish_reason == "repetition" and answer.resumes < MAX_RESUMES:
+            written = answer.token_ids[: answer.text_tokens]
+            sampling = replace(
+                prompt.sampling,
+                max_new_tokens=prompt.sampling.max_new_tokens - len(written),
+                temperature=max(prompt.sampling.temperature, RESUME_TEMPERATURE * (answer.resumes + 1)),
+                seed=prompt.sampling.seed + answer.resumes + 1,
+            )
+            rest = await asyncio.wrap_future(self._thread.submit(resumed_prompt(prompt, written, sampling)))
+            if isinstance(rest, Failure):  # no room for one more token
+                return answer
+            answer = resumed_completion(answer, rest)
+        return answer

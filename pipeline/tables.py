@@ -14,24 +14,14 @@ import pyarrow.parquet as pq
 
 from pipeline.elements import clean_text
 from pipeline.records import Block, DocumentStatus, Failure, PageRow
+from pipeline.schema import column as _column
+from pipeline.schema import list_of as _list
+from pipeline.schema import struct as _struct
 
 _ROW_GROUP_BYTES = 64 * 2**20
 
 _STRING, _TEXT, _FLAG = pa.string(), pa.large_string(), pa.bool_()
 _INT16, _INT32, _INT64, _FLOAT, _DOUBLE = pa.int16(), pa.int32(), pa.int64(), pa.float32(), pa.float64()
-
-
-def _column(name: str, type: pa.DataType, description: str, *, nullable: bool = False) -> pa.Field:
-    return pa.field(name, type, nullable, {b"description": description.encode()})
-
-
-def _struct(*fields: tuple[str, pa.DataType]) -> pa.DataType:
-    return pa.struct([pa.field(name, type, False) for name, type in fields])
-
-
-def _list(type: pa.DataType) -> pa.DataType:
-    return pa.list_(pa.field("item", type, False))
-
 
 _BOX = _struct(("l", _FLOAT), ("t", _FLOAT), ("r", _FLOAT), ("b", _FLOAT))
 _SPAN = _struct(("page", _INT32), ("start", _INT64), ("end", _INT64))
@@ -48,6 +38,7 @@ _ERROR = [
     _column("error_code", _STRING, 'why, as a stable word like encrypted or output_truncated; "" if nothing did'),
     _column("error_message", _STRING, "the same in words to act on"),
     _column("retryable", _FLAG, "whether trying again may help"),
+    _column("attempts", _INT32, "how often it was tried before it was given up; 0 if nothing went wrong"),
 ]
 _DOC_ID = _column("doc_id", _STRING, "hash of the input's uri and version: the same in every run")
 _PAGE_NO = _column("page_no", _INT32, "1-based number of the page in the source file, never renumbered")
@@ -98,11 +89,19 @@ PAGES = pa.schema(
         _column("text_layer", _TEXT, "the text in the file itself, in the file's order"),
         _column("ink_ratio", _FLOAT, "share of pixels that differ from the paper"),
         _column("edge_density", _FLOAT, "share of neighbouring pixels that differ"),
-        _column("finish_reason", _STRING, 'stop, length (cut off) or "" (the model was not asked)'),
+        _column(
+            "finish_reason",
+            _STRING,
+            'stop, length (cut off), repetition (a loop was cut off) or "" (the model was not asked)',
+        ),
         _column("mean_logprob", _FLOAT, "mean natural log probability of the generated tokens"),
         _column("min_logprob", _FLOAT, "the least of them"),
         _column("tokens_in", _INT32, "prompt tokens, image tokens included"),
         _column("tokens_out", _INT32, "generated tokens"),
+        _column("steps", _INT32, "forward passes that gave it tokens: fewer than tokens where drafts were right"),
+        _column("drafted_tokens", _INT32, "tokens proposed from the text layer"),
+        _column("accepted_tokens", _INT32, "of these, the ones the model wrote itself"),
+        _column("resumes", _INT32, "how often an answer was taken up again behind a loop, with another sampling"),
         _column("decode_ms", _FLOAT, "milliseconds to render it"),
         _column("queue_ms", _FLOAT, "milliseconds its tiles waited for the model, added up"),
         _column("infer_ms", _FLOAT, "milliseconds its tiles were worked on, added up"),
@@ -224,10 +223,12 @@ def blocks_table(parts: pa.Table) -> pa.Table:
 
 
 def to_parquet(table: pa.Table) -> bytes:
-    """A Parquet file in memory: zstd, statistics and page indexes, row groups of about 64 MiB."""
+    """A Parquet file in memory: zstd, checksums, statistics and page indexes, row groups of about 64 MiB."""
     rows = max(1, min(len(table), len(table) * _ROW_GROUP_BYTES // max(table.nbytes, 1)))
     sink = pa.BufferOutputStream()
-    pq.write_table(table, sink, compression="zstd", write_page_index=True, row_group_size=rows)
+    pq.write_table(
+        table, sink, compression="zstd", write_page_checksum=True, write_page_index=True, row_group_size=rows
+    )
     return sink.getvalue().to_pybytes()
 
 
@@ -301,6 +302,10 @@ def _page_columns(row: PageRow) -> dict[str, Any]:
         "min_logprob": row.min_logprob,
         "tokens_in": row.tokens_in,
         "tokens_out": row.tokens_out,
+        "steps": row.steps,
+        "drafted_tokens": row.drafted_tokens,
+        "accepted_tokens": row.accepted_tokens,
+        "resumes": row.resumes,
         "decode_ms": row.decode_ms,
         "queue_ms": row.queue_ms,
         "infer_ms": row.infer_ms,
@@ -325,10 +330,11 @@ def _block_columns(block: Block) -> dict[str, Any]:
 
 def _failure_columns(failure: Failure | None) -> dict[str, Any]:
     if failure is None:
-        return {"error_stage": "", "error_code": "", "error_message": "", "retryable": False}
+        return {"error_stage": "", "error_code": "", "error_message": "", "retryable": False, "attempts": 0}
     return {
         "error_stage": failure.stage.value,
         "error_code": failure.code.value,
         "error_message": clean_text(failure.message),
         "retryable": failure.code.retryable,
+        "attempts": failure.attempts,
     }

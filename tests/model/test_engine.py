@@ -101,10 +101,12 @@ def pair(tmp_path_factory) -> Pair:
     return random_pair(3, tmp_path_factory.mktemp("checkpoint"))
 
 
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize(
+    ("seed", "moe"), [*((seed, False) for seed in range(6)), *((seed, True) for seed in (0, 3, 5))]
+)
 @torch.no_grad()
-def test_a_mixed_batch_and_one_at_a_time_answer_as_transformers_does(seed, tmp_path):
-    pair = random_pair(seed, tmp_path)
+def test_a_mixed_batch_and_one_at_a_time_answer_as_transformers_does(seed, moe, tmp_path):
+    pair = random_pair(seed, tmp_path, moe=moe)
     rng = np.random.default_rng(seed + 50)
     contents = mixed_contents(rng)
     prompts = mixed_prompts(rng, contents)
@@ -368,7 +370,9 @@ def test_a_gpu_answers_as_the_cpu_does(tmp_path):
         ({"max_step_tokens": 0}, "max_step_tokens must be at least 1"),
         ({"kv_cache_tokens": 15}, "at least one block of 16, not 15"),
         ({"dtype": "int8"}, "dtype 'int8': choose float32"),
-        ({"attn_implementation": "eager"}, "choose 'sdpa' or 'flash_attention_2'"),
+        ({"attn_implementation": "eager"}, "'eager': choose 'auto', 'sdpa', 'triton' or 'flash_attention_2'"),
+        ({"kv_cache_dtype": "int4"}, "kv_cache_dtype 'int4': choose float8_e4m3fn"),
+        ({"max_draft_tokens": -1}, "max_draft_tokens must be at least 0, not -1"),
         ({"device": "toaster:1"}, "device 'toaster:1': choose cpu or cuda"),
         ({"block_size": 16, "attn_implementation": "flash_attention_2"}, "flash"),
     ],

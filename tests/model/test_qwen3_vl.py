@@ -10,7 +10,7 @@ from model.config import parse_config
 from model.qwen3_vl import empty_model
 from model.request import Prompt
 
-SEEDS = range(20)
+SEEDS = [*((seed, False) for seed in range(20)), *((seed, True) for seed in range(8))]
 
 
 def our_hidden_states(pair: Pair, prompts: list[Prompt]) -> tuple[list[torch.Tensor], torch.Tensor]:
@@ -65,10 +65,10 @@ LAYOUTS = {
 }
 
 
-@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize(("seed", "moe"), SEEDS)
 @torch.no_grad()
-def test_hidden_states_and_logits_equal_those_of_transformers(seed, tmp_path):
-    pair = random_pair(seed, tmp_path)
+def test_hidden_states_and_logits_equal_those_of_transformers(seed, moe, tmp_path):
+    pair = random_pair(seed, tmp_path, moe=moe)
     rng = np.random.default_rng(1000 + seed)
     for name, layout in LAYOUTS.items():
         contents = layout(rng)
@@ -133,7 +133,9 @@ def test_the_8b_configuration_has_the_published_number_of_parameters():
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ({"rope_scaling": {"rope_type": "yarn", "mrope_interleaved": True}}, "rope type is 'yarn'"),
+        ({"rope_scaling": {"rope_type": "dynamic", "mrope_interleaved": True}}, "rope type is 'dynamic'"),
+        ({"rope_scaling": {"rope_type": "yarn", "mrope_interleaved": True}}, "'factor' is missing"),
+        ({"rope_scaling": {"rope_type": "yarn", "mrope_interleaved": True, "mscale": 1}}, "mscale is 1"),
         ({"hidden_act": "gelu"}, "hidden_act is 'gelu'"),
         ({"hidden_size": 2048}, "out_hidden_size 4096 is not the text hidden_size 2048"),
         ({"rope_scaling": {"mrope_interleaved": True, "mrope_section": [16, 24, 20]}}, "sum head_dim / 2"),

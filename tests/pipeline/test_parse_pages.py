@@ -208,6 +208,16 @@ def test_one_tile_cut_off_makes_the_page_truncated_and_keeps_what_there_is() -> 
     assert row.failure == Failure(Stage.INFER, ErrorCode.OUTPUT_TRUNCATED, message)
 
 
+def test_a_tile_that_repeats_itself_makes_the_page_truncated_and_the_books_of_its_tiles_are_added_up() -> None:
+    facts = replace(FACTS, tile_boxes=((0.0, 0.0, 1.0, 0.5), (0.0, 0.5, 1.0, 1.0)))
+    loop = replace(completion("one", "repetition"), steps=3, drafted_tokens=9, accepted_tokens=1, resumes=2)
+    row = parse_page("doc", facts, [loop, replace(loop, finish_reason="stop")], "markdown", keep_raw=False)
+    assert (row.status, row.finish_reason, row.markdown) == (PageStatus.TRUNCATED, "repetition", "one\n\none")
+    assert row.failure is not None
+    assert row.failure.code == ErrorCode.OUTPUT_REPEATED
+    assert (row.steps, row.drafted_tokens, row.accepted_tokens, row.resumes) == (6, 18, 2, 4)
+
+
 def test_html_without_a_tag_is_kept_as_a_paragraph_and_flagged() -> None:
     row = row_of("I cannot\n\nread this.", "html")
     assert_sound(row)

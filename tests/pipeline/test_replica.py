@@ -6,11 +6,13 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-from model.request import Prompt
+import numpy as np
+
+from model.request import Completion, Prompt
 from pipeline.records import Failure, Unit
-from pipeline.replica import EngineThread, Replica
+from pipeline.replica import MAX_RESUMES, EngineThread, Replica
 from pipeline.rows import AnsweredUnit, DecodedPage, DecodedUnit, Row
-from tests.fakes import FakeLoader
+from tests.fakes import DirectLedger, FakeLoader, FakeStats
 from tests.pipeline.test_rows import facts, prompt
 
 ROOT = Path(__file__).parents[2]
@@ -28,7 +30,7 @@ def unit_row(number: int, drafts: list[str]) -> Row:
 
 def answers_to(rows: list[Row], load_engine: FakeLoader) -> list[AnsweredUnit]:
     async def ask() -> list[Row]:
-        replica = Replica(load_engine)
+        replica = Replica(load_engine, DirectLedger())
         return await asyncio.gather(*(replica(row) for row in rows))
 
     return [AnsweredUnit.from_row(row) for row in asyncio.run(ask())]
@@ -67,7 +69,7 @@ def test_an_engine_that_is_given_only_refused_prompts_waits_for_the_next():
 BROKEN_ENGINE = """
 import asyncio
 from pipeline.replica import Replica
-from tests.fakes import FakeLoader
+from tests.fakes import DirectLedger, FakeLoader
 from tests.pipeline.test_replica import unit_row
 
 def load():
@@ -75,7 +77,7 @@ def load():
     engine.step = lambda: 1 / 0
     return engine
 
-asyncio.run(Replica(load)(unit_row(1, ["x"])))
+asyncio.run(Replica(load, DirectLedger())(unit_row(1, ["x"])))
 """
 
 
@@ -85,3 +87,64 @@ def test_an_engine_that_breaks_ends_its_process_with_the_reason_instead_of_hangi
     )
     assert done.returncode == 1
     assert "ZeroDivisionError" in done.stderr
+
+
+class LoopingEngine:
+    """Falls into a loop behind five clean tokens, as often as it is told; then it writes to the end."""
+
+    def __init__(self, loops: int) -> None:
+        self._loops = loops
+        self._prompt: Prompt | None = None
+        self.asked: list[Prompt] = []
+        self.stats = FakeStats(1)
+
+    @property
+    def has_work(self) -> bool:
+        return self._prompt is not None
+
+    def add(self, prompt: Prompt) -> None:
+        self._prompt = prompt
+        self.asked.append(prompt)
+
+    def step(self) -> list[Completion]:
+        prompt, self._prompt = self._prompt, None
+        assert prompt is not None
+        is_loop = len(self.asked) <= self._loops
+        text, reason = (f"clean{len(self.asked)} ", "repetition") if is_loop else ("end", "stop")
+        token_ids = (len(self.asked),) * (40 if is_loop else 3)
+        return [
+            Completion(
+                prompt.key, text, token_ids, len(prompt.token_ids_T), reason, -0.1, -0.5, 0.1, 0.2, 0, text_tokens=5
+            )
+        ]
+
+
+def ask_looping(loops: int) -> tuple[Completion, LoopingEngine]:
+    engine = LoopingEngine(loops)
+    (unit,) = answers_to([unit_row(1, ["x"])], lambda: engine)
+    answer = unit.pages[0].answers[0]
+    assert isinstance(answer, Completion)
+    return answer, engine
+
+
+def test_an_answer_that_loops_is_taken_up_behind_its_clean_beginning_with_another_setting():
+    answer, engine = ask_looping(2)
+    assert (answer.text, answer.finish_reason, answer.resumes) == ("clean1 clean2 end", "stop", 2)
+    assert answer.token_ids == (1,) * 5 + (2,) * 5 + (3,) * 3
+    first, second, third = engine.asked
+    assert second.token_ids_T.tolist() == [*first.token_ids_T.tolist(), *(1,) * 5]
+    assert third.token_ids_T.tolist() == [*second.token_ids_T.tolist(), *(2,) * 5]
+    following = first.next_position + np.arange(10)
+    assert third.positions_3T[:, -10:].tolist() == [following.tolist()] * 3
+    assert third.next_position == first.next_position + 10
+    assert third.positions_3T.shape == (3, len(third.token_ids_T))
+    assert [prompt.sampling.temperature for prompt in engine.asked] == [0.0, 0.3, 0.6]
+    limit = first.sampling.max_new_tokens
+    assert [prompt.sampling.max_new_tokens for prompt in engine.asked] == [limit, limit - 5, limit - 10]
+
+
+def test_an_answer_that_loops_again_and_again_is_given_up_with_what_is_clean():
+    answer, engine = ask_looping(99)
+    assert len(engine.asked) == 1 + MAX_RESUMES
+    assert (answer.text, answer.finish_reason) == ("clean1 clean2 clean3 ", "repetition")
+    assert answer.resumes == MAX_RESUMES

@@ -1,0 +1,217 @@
+"""Where the time of a page goes: the floor by formula and the measured steps of a network with random weights.
+
+Letters: P parameters a token is multiplied with, T visual tokens of a page, B requests, S tokens of each in the cache.
+"""
+
+import argparse
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from model.attention import (
+    CachedChunk,
+    KeyValueCache,
+    PackedCausal,
+    checked_implementation,
+    paged_attention,
+)
+from model.config import ModelConfig, parse_config, read_config
+from model.processor import checkpoint_folder
+from model.qwen3_vl import Qwen3VL, empty_model
+
+# Dense bf16 operations and bytes of memory in a second, by the vendor's data sheet.
+PEAKS = {"H100": (989e12, 3.35e12), "H200": (989e12, 4.8e12)}
+SIZES = {  # hidden, intermediate, layers, query heads, key heads, tied; vision: hidden, intermediate, depth, taps
+    "2b": (2048, 6144, 28, 16, 8, True, 1024, 4096, 24, (5, 11, 17)),
+    "4b": (2560, 9728, 36, 32, 8, True, 1024, 4096, 24, (5, 11, 17)),
+    "8b": (4096, 12288, 36, 32, 8, False, 1152, 4304, 27, (8, 16, 24)),
+}
+WARM_UP_SECONDS = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class Term:
+    """A part of a page's way, in seconds for one page."""
+
+    name: str
+    floor: float
+    measured: float
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--config", default="demo", help=f"demo, {', '.join(SIZES)} (default: demo)")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda (default: cpu)")
+    parser.add_argument("--batch-size", type=int, default=16, help="requests at once (default: 16)")
+    parser.add_argument("--visual-tokens", type=int, default=256, help="of a page, at least 16 (default: 256)")
+    parser.add_argument("--new-tokens", type=int, default=200, help="of an answer (default: 200)")
+    parser.add_argument("--tokens-per-step", type=float, default=2.24, help="where drafts are on (default: 2.24)")
+    parser.add_argument("--draft-tokens", type=int, default=4, help="of a verify step (default: 4)")
+    parser.add_argument("--fp8-cache", action="store_true", help="key/value cache in float8_e4m3fn")
+    parser.add_argument("--attn-implementation", default="auto", help="auto, sdpa, triton (default: auto)")
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads (default: 1)")
+
+
+def sized_config(name: str) -> ModelConfig:
+    """The sizes of a published dense model, or of the embedded one. Raises ValueError for an unknown name."""
+    if name == "demo":
+        return read_config(checkpoint_folder("model/demo"))
+    if name not in SIZES:
+        raise ValueError(f"config {name!r}: choose demo, {', '.join(SIZES)}")
+    hidden, intermediate, layers, heads, key_heads, tied, seen, wide, depth, taps = SIZES[name]
+    text = {"vocab_size": 151936, "hidden_size": hidden, "intermediate_size": intermediate, "rope_theta": 5e6}
+    text |= {"num_hidden_layers": layers, "num_attention_heads": heads, "num_key_value_heads": key_heads}
+    text |= {"head_dim": 128, "rms_norm_eps": 1e-6, "max_position_embeddings": 262144}
+    text |= {"hidden_act": "silu", "rope_scaling": {"mrope_interleaved": True, "mrope_section": [24, 20, 20]}}
+    vision = {"depth": depth, "hidden_size": seen, "intermediate_size": wide, "num_heads": 16, "in_channels": 3}
+    vision |= {"patch_size": 16, "temporal_patch_size": 2, "spatial_merge_size": 2, "num_position_embeddings": 2304}
+    vision |= {"out_hidden_size": hidden, "deepstack_visual_indexes": taps, "hidden_act": "gelu_pytorch_tanh"}
+    ids = {"image_token_id": 151655, "video_token_id": 151656}
+    ids |= {"vision_start_token_id": 151652, "vision_end_token_id": 151653}
+    raw = {"model_type": "qwen3_vl", "text_config": text, "vision_config": vision, "dtype": "bfloat16", **ids}
+    return parse_config({**raw, "tie_word_embeddings": tied})
+
+
+def peaks(device: torch.device, dtype: torch.dtype) -> tuple[float, float]:
+    """Operations and bytes in a second: by data sheet where the GPU is known, else as a large product and copy show."""
+    if device.type == "cuda":
+        for name, known in PEAKS.items():
+            if name in torch.cuda.get_device_name(device):
+                return known
+    side = 4096 if device.type == "cuda" else 1024
+    square = torch.ones(side, side, device=device, dtype=dtype)
+    large = torch.ones(2**26, device=device, dtype=dtype)
+    copy = torch.empty_like(large)
+    product_seconds = timed(lambda: square @ square, device)
+    copy_seconds = timed(lambda: copy.copy_(large), device)
+    return 2 * side**3 / product_seconds, 2 * large.nbytes / copy_seconds
+
+
+def timed(work: Callable[[], object], device: torch.device) -> float:
+    """Median seconds of one call, warmed up and waited for."""
+    seconds = []
+    began = time.perf_counter()
+    while len(seconds) < 5 or time.perf_counter() - began < 2 * WARM_UP_SECONDS:
+        start = time.perf_counter()
+        work()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        seconds.append(time.perf_counter() - start)
+    return float(np.median(seconds[len(seconds) // 3 :]))
+
+
+class Bench:
+    """One random network on its device, and the formulas of its steps."""
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        self.options = options
+        self.device = torch.device(options.device)
+        self.dtype = torch.bfloat16 if self.device.type == "cuda" else torch.float32
+        self.config = sized_config(options.config)
+        self.implementation = checked_implementation(options.attn_implementation, self.device)
+        self.network = random_network(self.config, self.device, self.dtype)
+        self.operations, self.bandwidth = peaks(self.device, self.dtype)
+
+    @property
+    def text_parameters(self) -> int:
+        decoder = self.network.model.language_model.layers
+        return sum(parameter.numel() for parameter in decoder.parameters())
+
+    @property
+    def head_parameters(self) -> int:
+        return self.config.text.vocab_size * self.config.text.hidden_size
+
+    def cache_bytes(self) -> int:
+        """Of one token."""
+        text = self.config.text
+        each = 1 if self.options.fp8_cache else torch.finfo(self.dtype).bits // 8
+        return 2 * text.num_hidden_layers * text.num_key_value_heads * text.head_dim * each
+
+    def look(self) -> Term:
+        vision, tokens = self.config.vision, self.options.visual_tokens
+        grid = page_grid(tokens, vision.spatial_merge_size)
+        patches = grid[1] * grid[2]
+        width = vision.in_channels * vision.patch_size**2
+        pixels_PC = torch.zeros(patches, width, dtype=torch.uint8, device=self.device)
+        linear = sum(parameter.numel() for parameter in self.network.model.visual.blocks.parameters())
+        operations = 2 * patches * linear + 4 * patches**2 * vision.hidden_size * vision.depth
+        mergers = [self.network.model.visual.merger, *self.network.model.visual.deepstack_merger_list]
+        operations += 2 * tokens * sum(parameter.numel() for part in mergers for parameter in part.parameters())
+        measured = timed(lambda: self.network.look(pixels_PC, [grid], self.implementation), self.device)
+        return Term("vision", operations / self.operations, measured)
+
+    def prefill(self) -> Term:
+        text, length = self.config.text, self.options.visual_tokens + 60
+        ids_N = torch.zeros(length, dtype=torch.long, device=self.device)
+        positions_3N = torch.arange(length, device=self.device).expand(3, -1)
+        attention = PackedCausal([length], self.implementation)
+        operations = 2 * length * self.text_parameters
+        operations += 2 * length**2 * text.num_attention_heads * text.head_dim * text.num_hidden_layers
+        measured = timed(lambda: self.network(ids_N, positions_3N, attention), self.device)
+        return Term("prefill", operations / self.operations, measured)
+
+    def step(self, drafts: int, tokens_per_step: float) -> Term:
+        """A step of the whole batch in the middle of its answers, shared out to a page."""
+        options, batch = self.options, self.options.batch_size
+        seen = options.visual_tokens + 60 + options.new_tokens // 2
+        block_size = 64
+        blocks = -(-(seen + drafts + 1) // block_size)
+        text = self.config.text
+        shape = (text.num_hidden_layers, text.num_key_value_heads, batch * blocks, block_size, text.head_dim)
+        cache_dtype = torch.float8_e4m3fn if options.fp8_cache else self.dtype
+        cache = KeyValueCache(*(torch.zeros(shape, dtype=cache_dtype, device=self.device) for _ in range(2)))
+        tables = np.arange(batch * blocks).reshape(batch, blocks).tolist()
+        chunks = [CachedChunk(table, seen, seen + 1 + drafts) for table in tables]
+        rows = batch * (1 + drafts)
+        ids_N = torch.zeros(rows, dtype=torch.long, device=self.device)
+        positions_3N = torch.full((3, rows), seen, device=self.device)
+
+        def work() -> torch.Tensor:
+            attention = paged_attention(cache, chunks, self.implementation)
+            return self.network.logits(self.network(ids_N, positions_3N, attention)).argmax(-1)
+
+        parameters = self.text_parameters + self.head_parameters
+        weights_seconds = parameters * torch.finfo(self.dtype).bits / 8 / self.bandwidth
+        floor = max(weights_seconds, 2 * rows * parameters / self.operations)
+        floor += batch * seen * self.cache_bytes() / self.bandwidth
+        steps = options.new_tokens / tokens_per_step
+        measured = timed(work, self.device)
+        return Term("verify" if drafts else "decode", floor * steps / batch, measured * steps / batch)
+
+
+def random_network(config: ModelConfig, device: torch.device, dtype: torch.dtype) -> Qwen3VL:
+    """Made on the device: nothing travels."""
+    network = empty_model(config, device=device, dtype=dtype).eval().requires_grad_(False)
+    for parameter in network.parameters():
+        parameter.normal_(std=0.02)
+    return network
+
+
+def page_grid(visual_tokens: int, merge: int) -> tuple[int, int, int]:
+    """The nearest square page."""
+    rows = round(visual_tokens**0.5)
+    return 1, merge * rows, merge * (visual_tokens // rows)
+
+
+@torch.inference_mode()
+def run(options: argparse.Namespace) -> None:
+    bench = Bench(options)
+    total = sum(parameter.numel() for parameter in bench.network.parameters())
+    cache = "fp8" if options.fp8_cache else str(bench.dtype).removeprefix("torch.")
+    print(
+        f"{options.config}, {total / 1e6:.0f}M random parameters, batch {options.batch_size}, {options.visual_tokens}"
+        f" visual and {options.new_tokens} new tokens, cache {cache}, attention {bench.implementation}"
+    )
+    print(f"{bench.operations / 1e12:.2f} T operations/s, {bench.bandwidth / 1e9:.0f} GB/s")
+    print(f"{'':10}{'floor ms':>10}{'measured':>10}{'share':>8}")
+    vision, prefill = bench.look(), bench.prefill()
+    decode, verify = bench.step(0, 1.0), bench.step(options.draft_tokens, options.tokens_per_step)
+    for term in (vision, prefill, decode, verify):
+        print(f"{term.name:10}{1e3 * term.floor:10.2f}{1e3 * term.measured:10.2f}{term.floor / term.measured:8.0%}")
+    for last in (decode, verify):
+        terms = (vision, prefill, last)
+        floor, measured = sum(term.floor for term in terms), sum(term.measured for term in terms)
+        rates = f"{1 / measured:.2f} pages/s of {1 / floor:.2f} by the floor"
+        print(f"with {last.name} steps: {rates}, ratio {floor / measured:.2f}")

@@ -1,0 +1,54 @@
+"""Runs in the environment of vLLM, not in ours: python bench_vllm.py QUESTION.json ANSWER.json (see bench_peers)."""
+
+import json
+import sys
+import time
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+
+def answer(question: dict[str, Any]) -> dict[str, Any]:
+    """Seconds for all prompts, after one batch to warm up, and the tokens of each."""
+    from vllm import LLM, SamplingParams  # only the other environment has it
+
+    engine = LLM(
+        model=question["model"],
+        dtype="float32",
+        enforce_eager=True,
+        max_num_seqs=question["batch_size"],
+        max_model_len=question["longest"] + 8,
+        enable_prefix_caching=False,
+        limit_mm_per_prompt={"image": 1, "video": 0},
+    )
+    sampling = SamplingParams(temperature=0.0, max_tokens=question["max_new_tokens"], detokenize=False)
+    config = json.loads((Path(question["model"]) / "config.json").read_text())
+    image_token_id = config["image_token_id"]
+    inputs = [
+        {
+            "prompt_token_ids": one_mark(prompt["token_ids"], image_token_id),
+            "multi_modal_data": {"image": Image.open(prompt["image"]).convert("RGB")},
+        }
+        for prompt in question["prompts"]
+    ]
+    engine.generate(inputs[: question["batch_size"]], sampling)
+    start = time.perf_counter()
+    outputs = engine.generate(inputs, sampling)
+    seconds = time.perf_counter() - start
+    tokens = [list(output.outputs[0].token_ids) for output in outputs]
+    keys = [prompt["key"] for prompt in question["prompts"]]
+    return {"seconds": seconds, "tokens": dict(zip(keys, tokens, strict=True))}
+
+
+def one_mark(token_ids: list[int], image_token_id: int) -> list[int]:
+    """vLLM puts in the visual tokens of an image itself, at one mark."""
+    short: list[int] = []
+    for token_id, run in groupby(token_ids):
+        short += [token_id] if token_id == image_token_id else run
+    return short
+
+
+if __name__ == "__main__":
+    Path(sys.argv[2]).write_text(json.dumps(answer(json.loads(Path(sys.argv[1]).read_text()))))
