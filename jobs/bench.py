@@ -23,10 +23,11 @@ from numpy.typing import NDArray
 from transformers.utils.logging import disable_progress_bar
 
 from jobs import bench_roofline
+from jobs.bench_peers import vllm_python, with_transformers, with_vllm
 from jobs.demo_checkpoint import initialise
-from jobs.samples import LADDER, make_page, render, render_batch, write_pdf
+from jobs.samples import LADDER, READABLE, make_page, render, render_batch, write_pdf
 from model.config import read_config
-from model.engine import Engine, EngineOptions
+from model.engine import Engine, EngineOptions, read_stop_token_ids
 from model.processor import Processor, checkpoint_folder
 from model.qwen3_vl import empty_model
 from model.request import Completion, Frames, Prompt, Sampling
@@ -116,12 +117,49 @@ def bench_engine(options: argparse.Namespace) -> None:
         millions = sum(parameter.numel() for parameter in network.parameters()) / 1e6
         print(f"{len(pages)} pages ({options.rung}), batch {options.batch_size}, {millions:.1f}M parameters")
         print(machine(options.device))
+        print(f"{'':14}{'seconds':>9}{'pages/s':>9}{'tokens/s':>10}")
+        stops = read_stop_token_ids(checkpoint_folder(model))
+        seconds: dict[str, float] = {}
+        answers: dict[str, dict[str, list[int]]] = {}
+
+        def report(name: str, took: float, tokens: dict[str, list[int]]) -> None:
+            seconds[name] = took
+            answers[name] = {key: until_stop(ids, stops) for key, ids in tokens.items()}
+            written = sum(map(len, answers[name].values()))
+            print(f"{name:14}{took:9.2f}{len(pages) / took:9.2f}{written / took:10.1f}", flush=True)
+
+        report("transformers", *with_transformers(model, options.device, options.batch_size, prompts))
+        if options.vllm:
+            images = [page.pixels for page in pages]
+            python = vllm_python(Path(options.vllm))
+            report("vLLM", *with_vllm(python, model, options.batch_size, prompts, images, Path(scratch)))
+        took, completions = with_engine(
+            EngineOptions(device=options.device, max_batch_size=options.batch_size), model, prompts
+        )
+        report("PageReel", took, {completion.key: list(completion.token_ids) for completion in completions})
+    for other in [name for name in seconds if name != "PageReel"]:
+        same = sum(answers["PageReel"][prompt.key] == answers[other][prompt.key] for prompt in prompts)
+        ratio = seconds[other] / seconds["PageReel"]
+        print(f"ratio to {other} {ratio:.2f}; {same} of {len(pages)} answers are equal")
+    if not options.vllm:
+        print("vLLM was left out: name a folder for its environment with --vllm")
+
+
+def bench_drafts(options: argparse.Namespace) -> None:
+    """Every kind of page with its text layer and without: what it saves, and that nothing changes."""
+    processor = Processor.from_pretrained(options.model)
+    sampling = Sampling(max_new_tokens=options.max_new_tokens)
+    print(f"{options.pages} pages of each kind, batch {options.batch_size}; {machine(options.device)}")
     print(f"{'':20}{'tokens/step':>12}{'drafted':>9}{'kept':>7}{'wall ratio':>12}{'equal':>9}")
     plain = EngineOptions(device=options.device, max_batch_size=options.batch_size, max_draft_tokens=0)
     total = {"with": 0.0, "without": 0.0}
-    for kind in ("paragraphs", "headings_and_lists", "tables", "half_page", "scan"):
+    for kind in (*(rung.name for rung in READABLE), "scan", "own answers"):
         prompts = drafted_prompts(processor, kind, options.pages, sampling)
         without, expected = with_engine(plain, options.model, prompts)
+        if kind == "own answers":  # the most that drafts can bring
+            prompts = [
+                replace(prompt, draft_text=answer.text) for prompt, answer in zip(prompts, expected, strict=True)
+            ]
         took, completions = with_engine(replace(plain, max_draft_tokens=256), options.model, prompts)
         total["with"] += took
         total["without"] += without
@@ -139,8 +177,8 @@ def bench_engine(options: argparse.Namespace) -> None:
 
 
 def drafted_prompts(processor: Processor, kind: str, count: int, sampling: Sampling) -> list[Prompt]:
-    """Pages of one kind with the words of their own PDF as drafts; a scan is a half page without any."""
-    rung = next(rung for rung in LADDER if rung.name == ("half_page" if kind == "scan" else kind))
+    """Pages of one layout with the words of their own PDF as drafts; a scan, of the last layout, has none."""
+    rung = next((rung for rung in READABLE if rung.name == kind), READABLE[-1])
     rng = np.random.default_rng(1)
     drawn = [make_page(rng, rung, held_out=True) for _ in range(count)]
     pdf = write_pdf(drawn)

@@ -14,6 +14,7 @@ try:
     from triton import language as tl
 except ImportError:  # comes with torch's CUDA builds; `checked_implementation` says so where it is asked for
     triton = tl = None
+constexpr: Any = tl.constexpr if tl else int
 
 SMALLEST_TILE = 16  # rows; what the tensor cores multiply at least
 LARGEST_TILE = 64
@@ -68,34 +69,36 @@ def attend_paged(
         TOKENS=tokens_per_tile,
         ROWS=max(SMALLEST_TILE, triton.next_power_of_2(tokens_per_tile * groups)),
         COLUMNS=triton.next_power_of_2(head_dim),
+        WIDE=not query_NHD.is_cuda,  # Triton's interpreter multiplies bf16 wrongly
     )
     return output_NHD
 
 
-def _attend_tile_kernel(
-    query: Any,
-    keys: Any,
-    values: Any,
-    output: Any,
-    tables: Any,
-    offsets: Any,
-    starts: Any,
-    tile_sequences: Any,
-    tile_firsts: Any,
-    scale: Any,
-    query_token_stride: Any,
-    query_head_stride: Any,
-    cache_head_stride: Any,
-    cache_block_stride: Any,
-    cache_slot_stride: Any,
-    table_stride: Any,
-    GROUPS: "tl.constexpr",
-    HEAD_DIM: "tl.constexpr",
-    BLOCK_SIZE: "tl.constexpr",
-    TOKENS: "tl.constexpr",
-    ROWS: "tl.constexpr",
-    COLUMNS: "tl.constexpr",
-) -> None:
+def _attend_tile_kernel(  # type: ignore[no-untyped-def]
+    query,
+    keys,
+    values,
+    output,
+    tables,
+    offsets,
+    starts,
+    tile_sequences,
+    tile_firsts,
+    scale,
+    query_token_stride,
+    query_head_stride,
+    cache_head_stride,
+    cache_block_stride,
+    cache_slot_stride,
+    table_stride,
+    GROUPS: constexpr,
+    HEAD_DIM: constexpr,
+    BLOCK_SIZE: constexpr,
+    TOKENS: constexpr,
+    ROWS: constexpr,
+    COLUMNS: constexpr,
+    WIDE: constexpr,
+):
     """`TOKENS` tokens of one sequence, the GROUPS query heads of one key head: rows of one matrix against its keys."""
     key_head = tl.program_id(1)
     sequence = tl.load(tile_sequences + tl.program_id(0))
@@ -113,6 +116,8 @@ def _attend_tile_kernel(
     places = (begin + token) * query_token_stride + heads * query_head_stride
     query_RD = tl.load(query + places[:, None] + columns, mask=is_row[:, None] & is_column, other=0.0)
 
+    product_type = tl.float32 if WIDE else query_RD.dtype
+    query_RD = query_RD.to(product_type)
     seen = start + tl.minimum(first + TOKENS, length)  # keys that the last token of the tile sees
     slots = tl.arange(0, BLOCK_SIZE)
     largest_R = tl.full([ROWS], -float("inf"), tl.float32)
@@ -123,8 +128,8 @@ def _attend_tile_kernel(
         inside = key_head * cache_head_stride + block * cache_block_stride + slots * cache_slot_stride
         key_place = index * BLOCK_SIZE + slots
         is_key = (key_place < seen)[:, None] & is_column
-        key_TD = tl.load(keys + inside[:, None] + columns, mask=is_key, other=0.0).to(query_RD.dtype)
-        value_TD = tl.load(values + inside[:, None] + columns, mask=is_key, other=0.0).to(query_RD.dtype)
+        key_TD = tl.load(keys + inside[:, None] + columns, mask=is_key, other=0.0).to(product_type)
+        value_TD = tl.load(values + inside[:, None] + columns, mask=is_key, other=0.0).to(product_type)
         scores_RT = tl.dot(query_RD, tl.trans(key_TD), input_precision="ieee") * scale
         # A row that is none sees the first key: its numbers stay finite and are never stored.
         visible = key_place[None, :] <= tl.where(is_row, start + token, 0)[:, None]
@@ -136,8 +141,10 @@ def _attend_tile_kernel(
         sum_RD = sum_RD * shrink_R[:, None]
         sum_RD += tl.dot(weights_RT.to(value_TD.dtype), value_TD, input_precision="ieee")
         largest_R = new_largest_R
-    result_RD = (sum_RD / total_R[:, None]).to(query_RD.dtype)
-    tl.store(output + places[:, None] + columns, result_RD, mask=is_row[:, None] & is_column)
+    result_RD = sum_RD / total_R[:, None]
+    tl.store(
+        output + places[:, None] + columns, result_RD.to(output.dtype.element_ty), mask=is_row[:, None] & is_column
+    )
 
 
-_attend_tile = triton.jit(_attend_tile_kernel) if triton else None
+_attend_tile: Any = triton.jit(_attend_tile_kernel) if triton else None
