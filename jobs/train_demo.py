@@ -87,9 +87,7 @@ def _next_batches(processor: Processor, rng: np.random.Generator, newest: int, b
     else:
         chosen = newest if held_out or rng.random() < NEWEST_SHARE else int(rng.integers(newest + 1))
     html_share = HTML_SHARE if chosen >= HTML_FROM_RUNG and not held_out else 0.0
-    made = page_batches(
-        processor, rng, READABLE[chosen], held_out=held_out, token_budget=budget, html_share=html_share
-    )
+    made = page_batches(processor, rng, READABLE[chosen], held_out=held_out, token_budget=budget, html_share=html_share)
     batches = [Produced(chosen, held_out, batch) for batch in made]
     rng.shuffle(batches)  # type: ignore[arg-type]
     return batches[:2] if held_out else batches

@@ -14,7 +14,7 @@ from typing import Protocol
 from model.request import Completion, Prompt
 from pipeline.job import resolve_model
 from pipeline.records import ErrorCode, Failure, Stage
-from pipeline.rows import AnsweredPage, AnsweredUnit, DecodedPage, DecodedUnit, ReplicaLoad, Row
+from pipeline.rows import AnsweredPiece, AnsweredUnit, DecodedPiece, DecodedUnit, ReplicaLoad, Row
 
 logger = logging.getLogger(__name__)
 
@@ -107,14 +107,14 @@ class Replica:
 
     async def __call__(self, row: Row) -> Row:
         decoded = DecodedUnit.from_row(row)
-        pages = await asyncio.gather(*(self._answer(page) for page in decoded.pages))
+        pieces = await asyncio.gather(*(self._answer(piece) for piece in decoded.pieces))
         stats = self._engine.stats
         load = ReplicaLoad(self._replica_id, stats.steps, stats.occupancy)
-        return AnsweredUnit(decoded.unit, tuple(pages), decoded.failures, load).to_row()
+        return AnsweredUnit(decoded.unit, tuple(pieces), decoded.failures, load).to_row()
 
-    async def _answer(self, page: DecodedPage) -> AnsweredPage:
-        futures = [asyncio.wrap_future(self._thread.submit(prompt)) for prompt in page.prompts]
+    async def _answer(self, piece: DecodedPiece) -> AnsweredPiece:
+        futures = [asyncio.wrap_future(self._thread.submit(prompt)) for prompt in piece.prompts]
         answers = tuple(await asyncio.gather(*futures))
-        for prompt, answer in zip(page.prompts, answers, strict=True):
+        for prompt, answer in zip(piece.prompts, answers, strict=True):
             assert isinstance(answer, Failure) or answer.key == prompt.key, f"{prompt.key} got {answer}"
-        return AnsweredPage(page.facts, answers)
+        return AnsweredPiece(piece.facts, answers)

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from model.request import Completion, Prompt
-from pipeline.native import read_asset_pages
+from pipeline.native import read_asset_pieces
 from pipeline.sandbox import Sandbox
 
 
@@ -85,11 +85,11 @@ def completion(prompt: Prompt) -> Completion:
 
 
 def read_until_a_crash(asset, page_nos, store, options):
-    """As `read_asset_pages`, in a process that crashes at page 2."""
+    """As `read_asset_pieces`, in a process that crashes at page 2."""
     for page_no in page_nos:
         if page_no == 2:
             os.abort()
-        yield from read_asset_pages(asset, [page_no], store, options)
+        yield from read_asset_pieces(asset, [page_no], store, options)
 
 
 class CrashingSandbox(Sandbox):
