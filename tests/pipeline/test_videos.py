@@ -104,9 +104,7 @@ def test_a_raw_stream_is_counted(tmp_path):
     write_frames(tmp_path / "a.h264", steps(100, 1), Fraction(1, 25), codec_options={"bf": "0"})
     info, (window,) = read_all(tmp_path / "a.h264", options())
     assert (info.timing, info.duration_us) == ("counted", 4_000_000)
-    assert window.facts.span.frame_us == tuple(range(0, 4_000_000, 500_000))[: len(window.facts.span.frame_us)] or all(
-        (time * 25) % 1_000_000 == 0 for time in window.facts.span.frame_us
-    )
+    assert len(window.facts.span.frame_us) == 8
     for time_us, frame in zip(window.facts.span.frame_us, window.frames_THWC, strict=True):
         assert abs(frame.astype(int).mean() - level(round(time_us * 25 / 1e6))) < 6
 
@@ -123,7 +121,7 @@ def test_a_raw_stream_is_counted(tmp_path):
 )
 def test_codecs_and_depths_come_out_in_eight_bits(codec, pixel_format, tmp_path):
     path = tmp_path / ("a.mkv" if codec != "prores_ks" else "a.mov")
-    write_frames(path, steps(50, 40), MS, codec=codec, pixel_format=pixel_format, size=(66, 98))
+    write_frames(path, steps(50, 1), Fraction(1, 25), codec=codec, pixel_format=pixel_format, size=(66, 98))
     _, (window,) = read_all(path, options())
     assert window.frames_THWC.dtype == np.uint8
     for time_us, frame in zip(window.facts.span.frame_us, window.frames_THWC, strict=True):
@@ -223,7 +221,7 @@ def test_a_sample_is_what_its_manifest_says(name):
     ],
 )
 def test_cuts_are_where_they_are_to_a_sampled_frame(name, cuts, fps):
-    info, windows = read_all(SAMPLES / name, options(fps=fps, window_seconds=20))
+    _, windows = read_all(SAMPLES / name, options(fps=fps, window_seconds=20))
     jumps = set()
     for window in windows:
         frames = window.frames_THWC.astype(np.int16)
