@@ -92,9 +92,7 @@ def test_batches_are_rectangular_and_hold_prompt_and_answer(processor):
         assert batch.positions_3N.shape == (3, samples * length)
         assert samples == 1 or samples * length <= 1024
         visual = sum(rows * columns // 4 for _, rows, columns in batch.grids_G3)
-        is_visual = np.isin(
-            batch.token_ids_BT, [processor.config.image_token_id, processor.config.video_token_id]
-        )
+        is_visual = np.isin(batch.token_ids_BT, [processor.config.image_token_id, processor.config.video_token_id])
         assert visual == is_visual.sum()
         assert not (is_visual & batch.is_answer_BT).any()
         ends = batch.token_ids_BT == processor.tokenizer.token_to_id("<|im_end|>")
