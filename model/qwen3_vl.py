@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from model.attention import Attention, AttentionImplementation
 from model.config import ModelConfig
+from model.fp8 import keep_in_fp8
 from model.text import TextDecoder
 from model.vision import VisionTower, VisualFeatures
 
@@ -66,8 +67,11 @@ class Qwen3VL(nn.Module):
         return F.linear(hidden_NE, (self.model.language_model.embed_tokens if tied else self.lm_head).weight)
 
 
-def empty_model(config: ModelConfig, *, device: torch.device | str, dtype: torch.dtype) -> Qwen3VL:
-    """A model with allocated but meaningless weights (none at all on the meta device)."""
+def empty_model(config: ModelConfig, *, device: torch.device | str, dtype: torch.dtype, fp8: bool = False) -> Qwen3VL:
+    """A model with allocated but meaningless weights (none at all on the meta device); with `fp8` the linear maps of
+    the decoder's layers keep theirs in FP8 blocks."""
     with torch.device("meta"):
         model = Qwen3VL(config).to(dtype)
+        if fp8:
+            keep_in_fp8(model.model.language_model)
     return model if str(device) == "meta" else model.to_empty(device=device)
