@@ -21,6 +21,7 @@ except ImportError:  # an optional extra: checked_implementation says so where i
 
 AttentionImplementation = Literal["sdpa", "flash_attention_2"]
 FLASH_BLOCK_SIZE = 256  # flash-attn 2 reads paged caches in blocks of a multiple of this
+MASK_SIZE = 2**23  # elements of the largest mask: long chunks over many keys are attended a few rows at a time
 
 
 class Attention(Protocol):
@@ -162,7 +163,7 @@ class PagedSdpa:
         self._slots_N = device_tensor(_slots([*longs, *singles], cache.block_size), device)
         # A chunk with nothing before it (None) sees only itself and needs no gathering.
         self._tables = [device_tensor(_tables([c], cache.block_size)[0], device) if c.start else None for c in longs]
-        self._masks = [_causal_mask(c, cache.keys) if c.start else None for c in longs]
+        self._bands = [_causal_band(chunk, cache.keys) if chunk.start else None for chunk in longs]
         self._single_tables_SB = device_tensor(_tables(singles, cache.block_size), device)
         room = self._single_tables_SB.shape[1] * cache.block_size
         ends_S = device_tensor(np.array([chunk.end for chunk in singles], dtype=np.int64), device)
@@ -173,12 +174,13 @@ class PagedSdpa:
         keys, values = _write(self._cache, layer, self._slots_N, key_NKD, value_NKD)
         outputs = []
         start = 0
-        for chunk, table_B, mask in zip(self._longs, self._tables, self._masks, strict=True):
+        for chunk, table_B, band in zip(self._longs, self._tables, self._bands, strict=True):
             rows = slice(start, start + len(chunk))
-            key_TKD, value_TKD = key_NKD[rows], value_NKD[rows]
-            if table_B is not None:
+            if table_B is None or band is None:
+                outputs.append(_chunk_attention(query_NHD[rows], key_NKD[rows], value_NKD[rows], None))
+            else:
                 key_TKD, value_TKD = (_gather(part, table_B[None])[0, : chunk.end] for part in (keys, values))
-            outputs.append(_chunk_attention(query_NHD[rows], key_TKD, value_TKD, mask))
+                outputs += _cached_attention(chunk, query_NHD[rows], key_TKD, value_TKD, band)
             start = rows.stop
         if start < len(query_NHD):
             outputs.append(self._single_attention(query_NHD[start:], keys, values))
@@ -272,10 +274,27 @@ def _chunk_attention(query_NHD: Tensor, key_TKD: Tensor, value_TKD: Tensor, mask
     return attended_KGND.permute(2, 0, 1, 3).flatten(1, 2)
 
 
-def _causal_mask(chunk: CachedChunk, like: Tensor) -> Tensor:
-    """[N, T]: token start + n of the sequence sees those up to itself."""
-    places_T = torch.arange(chunk.end, device=like.device)
-    return _additive(places_T <= places_T[chunk.start :, None], like.dtype)
+def _causal_band(chunk: CachedChunk, like: Tensor) -> Tensor:
+    """The mask of the last rows of a chunk, with more columns in front: moved left by r, it is the mask of the rows
+    r before. What a pass needs for masks is bounded by about MASK_SIZE, however long context and chunk are.
+    """
+    num_rows = min(len(chunk), max(1, MASK_SIZE // chunk.end))
+    last = (len(chunk) - 1) // num_rows * num_rows  # the first row of the last part
+    columns = torch.arange(last + chunk.end, device=like.device)
+    rows = torch.arange(num_rows, device=like.device)
+    return _additive(columns <= chunk.start + last + rows[:, None], like.dtype)
+
+
+def _cached_attention(
+    chunk: CachedChunk, query_NHD: Tensor, key_TKD: Tensor, value_TKD: Tensor, band: Tensor
+) -> list[Tensor]:
+    """A chunk over all tokens up to its end, as many rows at a time as the band has."""
+    last = band.shape[1] - chunk.end
+    parts = query_NHD.split(len(band))
+    return [
+        _chunk_attention(part, key_TKD, value_TKD, band[: len(part), shift : shift + chunk.end])
+        for part, shift in zip(parts, range(last, -1, -len(band)), strict=True)
+    ]
 
 
 def _additive(visible: Tensor, dtype: torch.dtype) -> Tensor:

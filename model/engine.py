@@ -40,10 +40,12 @@ class EngineOptions:
     device: str = "cpu"
     attn_implementation: str = "sdpa"  # or "flash_attention_2"
     expert_layout: ExpertLayout = "auto"  # how experts lie on disk: "official", "transformers"; auto: by their shapes
+    max_context: int | None = None  # most tokens of a prompt and its answer; None: what the checkpoint was made for
+    rope_scaling_factor: float | None = None  # YaRN, only for a max_context beyond what the model was trained on
 
     def __post_init__(self) -> None:
-        for name in ("max_batch_size", "max_step_tokens", "block_size"):
-            if getattr(self, name) < 1:
+        for name in ("max_batch_size", "max_step_tokens", "block_size", "max_context"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
         if self.kv_cache_tokens is not None and self.kv_cache_tokens < self.block_size:
             raise ValueError(
@@ -96,6 +98,8 @@ class Engine:
         self._stop_token_ids = stop_token_ids
         self._cache_room = num_blocks * options.block_size
         self._context = network.config.text.max_position_embeddings
+        yarn = network.config.text.yarn
+        self._max_position = yarn.max_position if yarn else None  # without YaRN the context is the nearer limit
         self._runner = Runner(
             network, num_blocks=num_blocks, block_size=options.block_size, implementation=implementation
         )
@@ -115,7 +119,14 @@ class Engine:
         dtype = DTYPES[options.dtype] if options.dtype else None
         if dtype is None and device.type == "cpu":
             dtype = torch.float32
-        network = from_pretrained(str(folder), device=device, dtype=dtype, expert_layout=options.expert_layout)
+        network = from_pretrained(
+            str(folder),
+            device=device,
+            dtype=dtype,
+            expert_layout=options.expert_layout,
+            max_context=options.max_context,
+            rope_scaling_factor=options.rope_scaling_factor,
+        )
         return cls(network, read_tokenizer(folder), options, read_stop_token_ids(folder))
 
     @property
@@ -133,12 +144,15 @@ class Engine:
         """
         length = len(prompt.token_ids_T)
         room = min(self._context, self._cache_room) - length
+        if self._max_position is not None:
+            room = min(room, self._max_position - prompt.next_position)
         if prompt.key in self._keys:
             raise ValueError(f"the key {prompt.key!r} is already at work")
         if length == 0 or room < 1:
             raise ValueError(
                 f"prompt {prompt.key!r} has {length} tokens; it needs at least one, and with one for its answer at most"
                 f" {self._context} (context) and {self._cache_room} (key/value cache)"
+                + (f"; positions reach {self._max_position} (RoPE scaling)" if self._max_position else "")
             )
         self._keys.add(prompt.key)
         limit = min(prompt.sampling.max_new_tokens, room)

@@ -12,7 +12,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from model.config import read_config
+from model.config import extended, read_config
 from model.processor import checkpoint_folder
 from model.qwen3_vl import Qwen3VL, empty_model
 
@@ -36,13 +36,17 @@ def from_pretrained(
     device: torch.device | str = "cpu",
     dtype: torch.dtype | None = None,
     expert_layout: ExpertLayout = "auto",
+    max_context: int | None = None,
+    rope_scaling_factor: float | None = None,
 ) -> Qwen3VL:
     """The model of a folder or hub id, in evaluation mode; `dtype` None keeps the checkpoint's own.
+
+    `max_context` and `rope_scaling_factor` as in `config.extended`.
 
     Raises ValueError that names the tensors which are missing, extra or of another shape.
     """
     folder = checkpoint_folder(model)
-    config = read_config(folder)
+    config = extended(read_config(folder), max_context, rope_scaling_factor)
     network = empty_model(config, device=device, dtype=dtype or getattr(torch, config.dtype))
     load_weights(network, folder, expert_layout)
     return network.eval().requires_grad_(False)

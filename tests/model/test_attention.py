@@ -55,8 +55,12 @@ def flash_kvcache_stand_in(q, k_cache, v_cache, *, cache_seqlens, block_table, c
 
 
 @pytest.mark.parametrize("spans", ROWS.values(), ids=ROWS.keys())
-@pytest.mark.parametrize(("implementation", "block_size"), [("sdpa", 1), ("sdpa", 3), ("flash_attention_2", 256)])
-def test_every_token_sees_its_own_sequence_up_to_itself(monkeypatch, implementation, block_size, spans):
+@pytest.mark.parametrize(
+    ("implementation", "block_size", "mask_size"),
+    [("sdpa", 1, 2**22), ("sdpa", 3, 2**22), ("sdpa", 3, 21), ("sdpa", 3, 1), ("flash_attention_2", 256, 0)],
+)
+def test_every_token_sees_its_own_sequence_up_to_itself(monkeypatch, implementation, block_size, mask_size, spans):
+    monkeypatch.setattr(model.attention, "MASK_SIZE", mask_size)
     monkeypatch.setattr(model.attention, "flash_attn_varlen_func", flash_varlen_stand_in)
     monkeypatch.setattr(model.attention, "flash_attn_with_kvcache", flash_kvcache_stand_in)
     rng = np.random.default_rng(block_size)
