@@ -27,6 +27,21 @@ class VisionConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class MoEConfig:
+    """Which decoder layers have a mixture of experts in place of their MLP, and how large it is."""
+
+    num_experts: int
+    num_experts_per_tok: int
+    moe_intermediate_size: int
+    decoder_sparse_step: int
+    mlp_only_layers: tuple[int, ...]
+
+    def covers(self, layer: int) -> bool:
+        """Every `decoder_sparse_step`-th layer, those of `mlp_only_layers` excepted; layers count from 0."""
+        return layer not in self.mlp_only_layers and (layer + 1) % self.decoder_sparse_step == 0
+
+
+@dataclass(frozen=True, slots=True)
 class TextConfig:
     vocab_size: int
     hidden_size: int
@@ -39,6 +54,7 @@ class TextConfig:
     rope_theta: float
     mrope_section: tuple[int, int, int]  # rotary frequencies given to time, rows, columns
     max_position_embeddings: int
+    moe: MoEConfig | None  # None: every layer is dense
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,10 +78,15 @@ class ModelConfig:
         ranks can hold the same one."""
         key_heads = self.text.num_key_value_heads
         if key_heads % size and size % key_heads:
-            raise ValueError(f"tensor_parallel {size}: neither it nor num_key_value_heads, {key_heads}, divides the other")
-        for name in ("num_attention_heads", "intermediate_size", "vocab_size"):
-            if getattr(self.text, name) % size:
-                raise ValueError(f"tensor_parallel {size} does not divide {name}, {getattr(self.text, name)}")
+            raise ValueError(
+                f"tensor_parallel {size}: neither it nor num_key_value_heads, {key_heads}, divides the other"
+            )
+        sizes = {name: getattr(self.text, name) for name in ("num_attention_heads", "intermediate_size", "vocab_size")}
+        if self.text.moe:
+            sizes["moe_intermediate_size"] = self.text.moe.moe_intermediate_size
+        for name, whole in sizes.items():
+            if whole % size:
+                raise ValueError(f"tensor_parallel {size} does not divide {name}, {whole}")
 
 
 def read_config(folder: Path) -> ModelConfig:
@@ -83,15 +104,15 @@ def parse_config(raw: dict[str, Any], source: str = "config.json") -> ModelConfi
     """`raw` as in config.json -> ModelConfig. Accepts both spellings of the rotary settings:
     `rope_scaling` beside `rope_theta` (transformers 4) and `rope_parameters` holding both (transformers 5).
     """
-    if raw.get("model_type") != "qwen3_vl":
-        raise ValueError(f"{source}: model_type is {raw.get('model_type')!r}, only the dense 'qwen3_vl' is supported")
+    if raw.get("model_type") not in ("qwen3_vl", "qwen3_vl_moe"):
+        raise ValueError(f"{source}: model_type is {raw.get('model_type')!r}, not 'qwen3_vl' or 'qwen3_vl_moe'")
     if raw.get("quantization_config"):
         raise ValueError(f"{source}: quantized checkpoints are not supported yet")
     need = partial(_required, source=source)
     text, vision = need(raw, "text_config"), need(raw, "vision_config")
     rope = text.get("rope_parameters") or {"rope_theta": need(text, "rope_theta"), **need(text, "rope_scaling")}
     _refuse_other_networks(text, vision, rope, source)
-    text_keys = {name for name in _names(TextConfig) if name not in ("rope_theta", "mrope_section")}
+    text_keys = {name for name in _names(TextConfig) if name not in ("rope_theta", "mrope_section", "moe")}
     config = ModelConfig(
         vision=VisionConfig(
             **{name: need(vision, name) for name in _names(VisionConfig) if name != "deepstack_visual_indexes"},
@@ -101,12 +122,25 @@ def parse_config(raw: dict[str, Any], source: str = "config.json") -> ModelConfi
             **{name: need(text, name) for name in text_keys},
             rope_theta=float(need(rope, "rope_theta")),
             mrope_section=tuple(need(rope, "mrope_section")),
+            moe=_moe(text, source) if raw["model_type"] == "qwen3_vl_moe" else None,
         ),
         **{name: need(raw, name) for name in _names(ModelConfig) if name not in ("vision", "text", "dtype")},
         dtype=raw.get("dtype") or text.get("dtype") or need(raw, "torch_dtype"),
     )
     _check_sizes(config, source)
     return config
+
+
+def _moe(text: dict[str, Any], source: str) -> MoEConfig:
+    need = partial(_required, source=source)
+    moe = MoEConfig(
+        num_experts=text.get("num_local_experts") or need(text, "num_experts"),  # transformers 5 saves the former
+        **{name: need(text, name) for name in _names(MoEConfig) if name not in ("num_experts", "mlp_only_layers")},
+        mlp_only_layers=tuple(need(text, "mlp_only_layers")),
+    )
+    if not 0 < moe.num_experts_per_tok <= moe.num_experts or moe.decoder_sparse_step < 1:
+        raise ValueError(f"{source}: {moe} cannot be: a token needs 1 to num_experts experts, the step is at least 1")
+    return moe
 
 
 def _names(cls: type) -> list[str]:
@@ -123,6 +157,7 @@ def _refuse_other_networks(text: dict[str, Any], vision: dict[str, Any], rope: d
     """Settings the code has built in; a checkpoint that says otherwise would be read wrongly."""
     built_in = (
         ("text_config.hidden_act", text.get("hidden_act"), "silu"),
+        ("text_config.norm_topk_prob", text.get("norm_topk_prob", True), True),
         ("text_config.attention_bias", text.get("attention_bias", False), False),
         ("vision_config.hidden_act", vision.get("hidden_act"), "gelu_pytorch_tanh"),
         ("vision_config.temporal_patch_size", vision.get("temporal_patch_size"), 2),

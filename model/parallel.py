@@ -9,28 +9,36 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
 PASS_TIMEOUT = timedelta(minutes=5)  # a rank that is stopped, not dead, is given up after this
+LOOPBACK = "127.0.0.1"  # all ranks are on one machine: its name need not resolve, and nobody outside is listened to
 
 
 @dataclass(frozen=True, slots=True)
 class Cut:
-    """A rank's share of a tensor: `length` entries of dimension `dim` from `start` on, in each of `blocks` equal blocks
-    of that dimension (two where gate and up projection are stored as one)."""
+    """A rank's share of a tensor: entries `start` to `start + length` of the `whole` along dimension `dim`, in each of
+    the `blocks` that lie along it one after another (two where gate and up projection are one tensor)."""
 
     dim: int
     start: int
     length: int
+    whole: int
     blocks: int = 1
 
-    def of(self, whole: Tensor) -> Tensor:
-        """A view, or with several blocks a copy, of the share."""
-        parts = [block.narrow(self.dim, self.start, self.length) for block in whole.chunk(self.blocks, self.dim)]
-        return torch.cat(parts, self.dim) if self.blocks > 1 else parts[0]
+    def whole_shape(self, shape: Sequence[int]) -> tuple[int, ...]:
+        """The shape of the tensor of which a rank's share has `shape`."""
+        return (*shape[: self.dim], self.whole * self.blocks, *shape[self.dim + 1 :])
+
+    def fill(self, share: Tensor, whole: Tensor) -> None:
+        """Copies the share of `whole`, reading nothing else of it."""
+        pairs = zip(share.chunk(self.blocks, self.dim), whole.chunk(self.blocks, self.dim), strict=True)
+        for target, source in pairs:
+            target.copy_(source.narrow(self.dim, self.start, self.length))
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,15 +47,16 @@ class Group:
 
     rank: int = 0
     size: int = 1
-    process_group: dist.ProcessGroup | None = None  # of more than one rank
+    process_group: Any = None  # torch's, of more than one rank
 
     def cut(self, dim: int, whole: int, *, pieces: int | None = None, blocks: int = 1) -> Cut:
-        """This rank's share of `whole` entries that come in `pieces` (heads) that must not be torn; of fewer pieces than
-        ranks, neighbouring ranks hold the same one. `ModelConfig.check_tensor_parallel` has said that it divides."""
+        """This rank's share of `whole` entries that come in `pieces` (heads) that must not be torn; of fewer pieces
+        than ranks, neighbouring ranks hold the same one. `ModelConfig.check_tensor_parallel` says what divides."""
         pieces = pieces or whole
         assert pieces % self.size == 0 or self.size % pieces == 0, f"{pieces} pieces for {self.size} ranks"
         width = whole // pieces
-        return Cut(dim, self.rank * pieces // self.size * width, max(1, pieces // self.size) * width, blocks)
+        start, length = self.rank * pieces // self.size, max(1, pieces // self.size)
+        return Cut(dim, start * width, length * width, whole, blocks)
 
     def sum(self, partial: Tensor) -> Tensor:
         """The sum over the ranks, equal bit for bit on all of them; `partial` itself is overwritten."""
@@ -82,20 +91,15 @@ def join_group(rank: int, size: int, meeting: Path, device: torch.device) -> Gro
     gloo on a CPU, over loopback; NCCL between GPUs. Nothing is registered with torch.distributed: a process may be in
     several groups.
     """
-    store = dist.FileStore(str(meeting), size)
+    store = dist.FileStore(str(meeting), size)  # type: ignore[attr-defined]
     if device.type == "cuda":
         nccl = dist.ProcessGroupNCCL.Options()
         nccl._timeout = PASS_TIMEOUT
         return Group(rank, size, dist.ProcessGroupNCCL(store, rank, size, nccl))
-    return Group(rank, size, gloo_group(rank, size, store))
-
-
-def gloo_group(rank: int, size: int, store: dist.Store) -> dist.ProcessGroup:
-    """All ranks are on one machine, so that its name need not resolve and nothing listens outside."""
-    options = dist.ProcessGroupGloo._Options()
-    options._devices = [dist.ProcessGroupGloo.create_device(hostname="127.0.0.1")]
-    options._timeout = PASS_TIMEOUT
-    return dist.ProcessGroupGloo(store, rank, size, options)
+    gloo = dist.ProcessGroupGloo._Options()  # type: ignore[attr-defined]
+    gloo._timeout = PASS_TIMEOUT
+    gloo._devices = [dist.ProcessGroupGloo.create_device(hostname=LOOPBACK)]
+    return Group(rank, size, dist.ProcessGroupGloo(store, rank, size, gloo))
 
 
 class ColumnParallelLinear(nn.Linear):

@@ -33,14 +33,10 @@ class Qwen3VL(nn.Module):
         super().__init__()
         self.config = config
         self.group = group
+        self.num_key_heads = group.cut(0, config.text.num_key_value_heads).length  # in this rank's key/value cache
         self.model = Qwen3VLModel(config, group)
         if not config.tie_word_embeddings:
             self.lm_head = ColumnParallelLinear(config.text.hidden_size, config.text.vocab_size, group)
-
-    @property
-    def num_key_heads(self) -> int:
-        """Of this rank: what its key/value cache holds."""
-        return self.model.language_model.layers[0].self_attn.num_key_heads
 
     def look(
         self, patches_PC: Tensor, grids_G3: list[tuple[int, int, int]], implementation: AttentionImplementation = "sdpa"

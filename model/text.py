@@ -1,7 +1,8 @@
-"""The Qwen3 decoder with interleaved M-RoPE and DeepStack.
+"""The Qwen3 decoder, dense or with experts, with interleaved M-RoPE and DeepStack.
 
-Follows `Qwen3VLTextModel` of transformers 5.23. Letters: N packed tokens of all sequences, E hidden size, H query
-heads, K key heads, D head dimension, F rotary frequencies (D / 2), M visual tokens, L DeepStack levels.
+Follows `Qwen3VLTextModel` and `Qwen3VLMoeTextModel` of transformers 5.23. Letters: N packed tokens of all sequences,
+E hidden size, H query heads, K key heads, D head dimension, F rotary frequencies (D / 2), M visual tokens, L DeepStack
+levels.
 """
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 
 from model.attention import Attention
 from model.config import TextConfig
+from model.experts import MixtureOfExperts
 from model.layers import RMSNorm, rotate
 from model.parallel import ColumnParallelLinear, Group, RowParallelLinear, VocabularyParallelEmbedding
 
@@ -28,11 +30,6 @@ class TextAttention(nn.Module):
         self.o_proj = RowParallelLinear(heads * config.head_dim, size, group, pieces=heads)
         self.q_norm = RMSNorm(config.head_dim, config.rms_norm_eps)
         self.k_norm = RMSNorm(config.head_dim, config.rms_norm_eps)
-
-    @property
-    def num_key_heads(self) -> int:
-        """Of this rank."""
-        return self.k_proj.out_features // self.head_dim
 
     def forward(self, hidden_NE: Tensor, cos_ND: Tensor, sin_ND: Tensor, attention: Attention) -> Tensor:
         query_NHD = self.q_norm(self.q_proj(hidden_NE).unflatten(-1, (-1, self.head_dim)))
@@ -59,7 +56,10 @@ class DecoderLayer(nn.Module):
         self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.self_attn = TextAttention(config, layer, group)
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.mlp = TextMLP(config, group)
+        if config.moe and config.moe.covers(layer):
+            self.mlp: nn.Module = MixtureOfExperts(config.hidden_size, config.moe, group)
+        else:
+            self.mlp = TextMLP(config, group)
 
     def forward(self, hidden_NE: Tensor, cos_ND: Tensor, sin_ND: Tensor, attention: Attention) -> Tensor:
         hidden_NE = hidden_NE + self.self_attn(self.input_layernorm(hidden_NE), cos_ND, sin_ND, attention)

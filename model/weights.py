@@ -1,80 +1,205 @@
 """Safetensors on disk <-> the model's parameters, strictly: every tensor, no other, each of its shape."""
 
 import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from itertools import groupby
 from pathlib import Path
+from typing import Literal
 
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
+from torch import Tensor
 
 from model.config import read_config
+from model.parallel import ALONE, Cut, Group, cuts_of
 from model.processor import checkpoint_folder
 from model.qwen3_vl import Qwen3VL, empty_model
 
+ExpertLayout = Literal["auto", "official", "transformers"]
+NAMED_AT_MOST = 10  # tensors in an error
+MAPPED_BYTES = 2**27  # of a file that are mapped at a time: what was read counts as ours until the mapping ends
 
-def from_pretrained(model: str, *, device: torch.device | str = "cpu", dtype: torch.dtype | None = None) -> Qwen3VL:
-    """The model of a folder or hub id, in evaluation mode; `dtype` None keeps the checkpoint's own.
 
-    Raises ValueError that names the tensors which are missing, extra or of another shape.
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """A tensor on disk: its file, shape, and bytes."""
+
+    path: Path
+    shape: tuple[int, ...]
+    num_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """Where the values of a stored tensor go: all of them, or those of this rank's cut."""
+
+    tensor: Tensor
+    cut: Cut | None
+
+    @property
+    def stored_shape(self) -> tuple[int, ...]:
+        shape = tuple(self.tensor.shape)
+        return self.cut.whole_shape(shape) if self.cut else shape
+
+    def turned(self) -> "Target":
+        """The last two of three dimensions swapped."""
+        return Target(self.tensor.transpose(1, 2), self.cut and replace(self.cut, dim=3 - self.cut.dim))
+
+    def experts(self, parts: int) -> Iterator[tuple["Target", ...]]:
+        """For every expert its matrix, cut by rows into equal `parts`."""
+        for weight in self.tensor:
+            cut = self.cut and replace(self.cut, dim=self.cut.dim - 1, blocks=1)
+            yield tuple(Target(part, cut) for part in weight.chunk(parts))
+
+    def fill(self, stored: Tensor) -> None:
+        if self.cut:
+            self.cut.fill(self.tensor, stored)
+        else:
+            self.tensor.copy_(stored)
+
+
+def from_pretrained(
+    model: str,
+    *,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype | None = None,
+    expert_layout: ExpertLayout = "auto",
+    group: Group = ALONE,
+) -> Qwen3VL:
+    """The model of a folder or hub id, in evaluation mode; `dtype` None keeps the checkpoint's own. With a `group`,
+    this rank's share of it.
+
+    Raises ValueError that names the tensors which are missing, extra or of another shape, and for a group whose size
+    the model does not divide by.
     """
     folder = checkpoint_folder(model)
     config = read_config(folder)
-    network = empty_model(config, device=device, dtype=dtype or getattr(torch, config.dtype))
-    load_weights(network, folder)
+    network = empty_model(config, device=device, dtype=dtype or getattr(torch, config.dtype), group=group)
+    load_weights(network, folder, expert_layout)
     return network.eval().requires_grad_(False)
 
 
-def load_weights(network: Qwen3VL, folder: Path) -> None:
-    """Fills `network` from `folder`: model.safetensors, or the files of model.safetensors.index.json."""
-    files = tensor_files(folder)
-    wanted = network.state_dict()
-    problems = _differences(wanted, files)
-    if problems:
+def load_weights(network: Qwen3VL, folder: Path, expert_layout: ExpertLayout = "auto") -> None:
+    """Fills `network` from `folder`: model.safetensors, or the files of model.safetensors.index.json.
+
+    Files are mapped, and read straight into the parameters: of a tensor that is cut only the pages of the share.
+    """
+    stored = stored_tensors(folder)
+    targets = targets_on_disk(network, stored, expert_layout)
+    if problems := _differences(targets, stored):
         raise ValueError(f"{folder} does not fit its config.json: {'; '.join(problems)}")
-    by_file: dict[Path, list[str]] = {}
-    for name in wanted:
-        by_file.setdefault(files[name], []).append(name)
     with torch.no_grad():
-        for path, names in by_file.items():
-            with safe_open(path, framework="pt") as tensors:
-                for name in names:
-                    wanted[name].copy_(tensors.get_tensor(name))
+        for name, value in _read(stored, list(targets)):
+            targets[name].fill(value)
 
 
-def tensor_files(folder: Path) -> dict[str, Path]:
-    """Which file holds each tensor. Raises ValueError when there are none or one that the index names is missing."""
+def targets_on_disk(network: Qwen3VL, stored: Mapping[str, Stored], expert_layout: ExpertLayout) -> dict[str, Target]:
+    """For each tensor the checkpoint must have, by its name there, where its values go: a parameter, a view of one
+    that is turned as the tensor is, or the part of one that a split checkpoint stores by itself.
+
+    Raises ValueError when the shapes of expert tensors fit two layouts and `expert_layout` does not say which it is.
+    """
+    targets: dict[str, Target] = {}
+    cuts = cuts_of(network)
+    for name, parameter in network.state_dict().items():
+        target = Target(parameter, cuts.get(name))
+        prefix, _, last = name.rpartition(".")
+        if not prefix.endswith(".mlp.experts"):
+            targets[name] = target
+        elif f"{prefix}.0.down_proj.weight" in stored:
+            parts = ("gate_proj", "up_proj") if last == "gate_up_proj" else (last,)
+            for expert, weights in enumerate(target.experts(len(parts))):
+                for part, weight in zip(parts, weights, strict=True):
+                    targets[f"{prefix}.{expert}.{part}.weight"] = weight
+        else:
+            targets[name] = _turned_as_stored(name, target, stored, expert_layout)
+    return targets
+
+
+def _turned_as_stored(name: str, target: Target, stored: Mapping[str, Stored], expert_layout: ExpertLayout) -> Target:
+    """Official checkpoints store the experts' matrices [X, in, out], transformers 5 saves them [X, out, in]."""
+    turned = target.turned()
+    if expert_layout != "auto":
+        return turned if expert_layout == "official" else target
+    if name in stored and target.stored_shape == turned.stored_shape:
+        raise ValueError(
+            f"{name} is square, {target.stored_shape[1:]}: its shape does not tell how it is stored. Set the option"
+            " expert_layout to 'official' ([experts, in, out]) or 'transformers' ([experts, out, in])"
+        )
+    return turned if name in stored and stored[name].shape == turned.stored_shape else target
+
+
+def stored_tensors(folder: Path) -> dict[str, Stored]:
+    """All tensors of a checkpoint. Raises ValueError when there are none, or files that its index names are missing or
+    hold other tensors than it says."""
     index = folder / "model.safetensors.index.json"
-    if index.is_file():
-        files = {name: folder / file for name, file in json.loads(index.read_text())["weight_map"].items()}
-        if missing := sorted({str(path) for path in files.values() if not path.is_file()}):
-            raise ValueError(f"{index} names files that are not there: {', '.join(missing)}")
-        return files
     single = folder / "model.safetensors"
-    if not single.is_file():
+    if index.is_file():
+        weight_map = json.loads(index.read_text())["weight_map"]
+        paths = sorted({folder / file for file in weight_map.values()})
+        if missing := [str(path) for path in paths if not path.is_file()]:
+            raise ValueError(f"{index} names files that are not there: {', '.join(missing)}")
+    elif single.is_file():
+        weight_map, paths = None, [single]
+    else:
         raise ValueError(f"{folder} has neither model.safetensors nor model.safetensors.index.json")
-    with safe_open(single, framework="pt") as tensors:
-        return dict.fromkeys(tensors.keys(), single)
+    stored = {name: tensor for path in paths for name, tensor in _header(path).items()}
+    if weight_map is not None and (wrong := sorted(weight_map.keys() ^ stored.keys())):
+        raise ValueError(f"{index} and its files do not agree on {_some(wrong)}")
+    return stored
 
 
-def _differences(wanted: dict[str, torch.Tensor], files: dict[str, Path]) -> list[str]:
-    missing = sorted(wanted.keys() - files.keys())
-    extra = sorted(files.keys() - wanted.keys())
-    misshapen = []
-    for path in sorted(set(files.values())):
-        with safe_open(path, framework="pt") as tensors:
-            for name in tensors.keys() & wanted.keys():
-                shape = tuple(tensors.get_slice(name).get_shape())
-                if shape != tuple(wanted[name].shape):
-                    misshapen.append(f"{name} is {shape}, not {tuple(wanted[name].shape)}")
-    named = (("missing", missing), ("unexpected", extra), ("misshapen", sorted(misshapen)))
-    return [
-        f"{len(names)} {what} ({', '.join(names[:8])}{', ...' if len(names) > 8 else ''})"
-        for what, names in named
-        if names
+def _header(path: Path) -> dict[str, Stored]:
+    """What a file holds, from its first bytes: a length (8 bytes, little endian) and that much JSON."""
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(length))
+    header.pop("__metadata__", None)
+    return {
+        name: Stored(path, tuple(entry["shape"]), entry["data_offsets"][1] - entry["data_offsets"][0])
+        for name, entry in header.items()
+    }
+
+
+def _read(stored: Mapping[str, Stored], names: list[str]) -> Iterator[tuple[str, Tensor]]:
+    """Each tensor, mapped, not copied: to be used before the next one is asked for."""
+    for path, in_file in groupby(sorted(names, key=lambda name: stored[name].path), lambda name: stored[name].path):
+        batches: list[list[str]] = []
+        room = 0
+        for name in in_file:
+            if not batches or room < stored[name].num_bytes:
+                batches.append([])
+                room = MAPPED_BYTES
+            batches[-1].append(name)
+            room -= stored[name].num_bytes
+        for batch in batches:
+            with safe_open(path, framework="pt") as tensors:
+                for name in batch:
+                    yield name, tensors.get_tensor(name)
+
+
+def _differences(targets: Mapping[str, Target], stored: Mapping[str, Stored]) -> list[str]:
+    misshapen = [
+        f"{name} is {stored[name].shape}, not {target.stored_shape}"
+        for name, target in targets.items()
+        if name in stored and stored[name].shape != target.stored_shape
     ]
+    named = (
+        ("missing", sorted(targets.keys() - stored.keys())),
+        ("unexpected", sorted(stored.keys() - targets.keys())),
+        ("misshapen", sorted(misshapen)),
+    )
+    return [f"{len(names)} {what} ({_some(names)})" for what, names in named if names]
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:NAMED_AT_MOST]) + (", ..." if len(names) > NAMED_AT_MOST else "")
 
 
 def save_weights(network: Qwen3VL, folder: Path, dtype: torch.dtype) -> None:
-    """Writes `folder`/model.safetensors as the official checkpoints are (a tied head is not stored)."""
+    """Writes `folder`/model.safetensors: the names of the official checkpoints (a tied head is not stored), experts
+    turned as transformers 5 saves them."""
     tensors = {name: value.detach().to(dtype).contiguous() for name, value in network.state_dict().items()}
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})

@@ -97,10 +97,12 @@ def pair(tmp_path_factory) -> Pair:
     return random_pair(3, tmp_path_factory.mktemp("checkpoint"))
 
 
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize(
+    ("seed", "moe"), [*((seed, False) for seed in range(6)), *((seed, True) for seed in (0, 3, 5))]
+)
 @torch.no_grad()
-def test_a_mixed_batch_and_one_at_a_time_answer_as_transformers_does(seed, tmp_path):
-    pair = random_pair(seed, tmp_path)
+def test_a_mixed_batch_and_one_at_a_time_answer_as_transformers_does(seed, moe, tmp_path):
+    pair = random_pair(seed, tmp_path, moe=moe)
     rng = np.random.default_rng(seed + 50)
     contents = mixed_contents(rng)
     prompts = mixed_prompts(rng, contents)

@@ -10,7 +10,7 @@ from model.config import parse_config
 from model.qwen3_vl import empty_model
 from model.request import Prompt
 
-SEEDS = range(20)
+SEEDS = [*((seed, False) for seed in range(20)), *((seed, True) for seed in range(8))]
 
 
 def our_hidden_states(pair: Pair, prompts: list[Prompt]) -> tuple[list[torch.Tensor], torch.Tensor]:
@@ -65,10 +65,10 @@ LAYOUTS = {
 }
 
 
-@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize(("seed", "moe"), SEEDS)
 @torch.no_grad()
-def test_hidden_states_and_logits_equal_those_of_transformers(seed, tmp_path):
-    pair = random_pair(seed, tmp_path)
+def test_hidden_states_and_logits_equal_those_of_transformers(seed, moe, tmp_path):
+    pair = random_pair(seed, tmp_path, moe=moe)
     rng = np.random.default_rng(1000 + seed)
     for name, layout in LAYOUTS.items():
         contents = layout(rng)

@@ -3,11 +3,12 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tiny import random_pair
-from transformers import Qwen3VLForConditionalGeneration
+from tiny import random_config, random_pair
+from transformers import Qwen3VLForConditionalGeneration, Qwen3VLMoeForConditionalGeneration
 
 from model.weights import from_pretrained, save_weights
 
@@ -58,6 +59,63 @@ def test_an_index_that_names_a_missing_file_is_refused(tmp_path):
 
     with pytest.raises(ValueError, match=shard.name):
         from_pretrained(str(tmp_path / "sharded"))
+
+
+def as_official(tensors):
+    for name in [name for name in tensors if ".mlp.experts." in name]:
+        tensors[name] = tensors[name].transpose(1, 2).contiguous()
+
+
+def as_split(tensors):
+    """One matrix for each expert and projection, as quantised exports have them."""
+    for name in [name for name in tensors if name.endswith("experts.gate_up_proj")]:
+        prefix = name.removesuffix(".gate_up_proj")
+        gate_up, down = tensors.pop(name), tensors.pop(f"{prefix}.down_proj")
+        half = gate_up.shape[1] // 2
+        for expert in range(len(down)):
+            tensors[f"{prefix}.{expert}.gate_proj.weight"] = gate_up[expert, :half].contiguous()
+            tensors[f"{prefix}.{expert}.up_proj.weight"] = gate_up[expert, half:].contiguous()
+            tensors[f"{prefix}.{expert}.down_proj.weight"] = down[expert].contiguous()
+
+
+@pytest.mark.parametrize("layout", [as_official, as_split])
+@pytest.mark.parametrize("seed", range(3))
+def test_experts_load_from_every_layout_found_on_disk(tmp_path, seed, layout):
+    pair = random_pair(seed, tmp_path, moe=True)
+    rewrite(tmp_path, layout)
+
+    again = from_pretrained(str(tmp_path), dtype=torch.float32).state_dict()
+
+    assert any(".experts." in name for name in again)
+    assert all(torch.equal(value, pair.theirs.state_dict()[name]) for name, value in again.items())
+
+
+@pytest.mark.parametrize(("intermediate", "ambiguous"), [(32, "gate_up_proj"), (64, "down_proj")])
+def test_square_experts_need_to_be_told_how_they_are_stored(tmp_path, intermediate, ambiguous):
+    config = random_config(np.random.default_rng(3), moe=True)
+    config.text_config.moe_intermediate_size, config.text_config.mlp_only_layers = intermediate, []
+    config.text_config.hidden_size = config.vision_config.out_hidden_size = 64
+    theirs = Qwen3VLMoeForConditionalGeneration(config)
+    theirs.save_pretrained(tmp_path)
+
+    with pytest.raises(ValueError, match=rf"{ambiguous} is square.*Set the option\n? *expert_layout"):
+        from_pretrained(str(tmp_path))
+    loaded = from_pretrained(str(tmp_path), dtype=torch.float32, expert_layout="transformers").state_dict()
+    assert all(torch.equal(value, theirs.state_dict()[name]) for name, value in loaded.items())
+    rewrite(tmp_path, as_official)
+    loaded = from_pretrained(str(tmp_path), dtype=torch.float32, expert_layout="official").state_dict()
+    assert all(torch.equal(value, theirs.state_dict()[name]) for name, value in loaded.items())
+
+
+def test_an_error_names_the_first_ten_tensors(tmp_path):
+    pair = random_pair(1, tmp_path, moe=True)
+    rewrite(tmp_path, lambda tensors: [tensors.pop(name) for name in sorted(tensors)[:12]])
+
+    with pytest.raises(ValueError, match="12 missing") as caught:
+        from_pretrained(str(tmp_path))
+
+    named = str(caught.value).split("12 missing (")[1].split(", ...)")[0].split(", ")
+    assert named == sorted(pair.ours.state_dict())[:10]
 
 
 def test_neither_a_folder_nor_a_hub_id_is_refused(tmp_path):

@@ -5,7 +5,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
+from transformers import (
+    Qwen3VLConfig,
+    Qwen3VLForConditionalGeneration,
+    Qwen3VLMoeConfig,
+    Qwen3VLMoeForConditionalGeneration,
+)
 
 from model.config import ModelConfig, read_config
 from model.positions import mrope_positions
@@ -17,8 +22,8 @@ from model.weights import from_pretrained
 IMAGE, VIDEO, START, END = 290, 291, 292, 293
 
 
-def random_config(rng: np.random.Generator) -> Qwen3VLConfig:
-    """A configuration with other depths, head counts, sizes and taps at every draw."""
+def random_config(rng: np.random.Generator, *, moe: bool = False, **text) -> Qwen3VLConfig | Qwen3VLMoeConfig:
+    """A configuration with other depths, head counts, sizes and taps at every draw; `text` as it is given."""
     head_dim = int(rng.choice([16, 32, 48]))
     third = head_dim // 6
     key_heads = int(rng.choice([1, 2, 3]))
@@ -27,7 +32,17 @@ def random_config(rng: np.random.Generator) -> Qwen3VLConfig:
     taps = sorted(rng.choice(depth, size=int(rng.integers(1, min(depth, 3) + 1)), replace=False).tolist())
     layers = int(rng.integers(max(3, len(taps)), 6))
     hidden = int(rng.choice([48, 64, 80]))
-    return Qwen3VLConfig(
+    experts = {}
+    if moe:
+        num_experts = int(rng.choice([4, 9, 16]))
+        experts = {
+            "num_experts": num_experts,
+            "num_experts_per_tok": int(rng.integers(1, 5)),
+            "moe_intermediate_size": int(rng.choice([16, 56])),
+            "decoder_sparse_step": int(rng.integers(1, 3)),
+            "mlp_only_layers": [0] if rng.integers(2) else [],
+        }
+    return (Qwen3VLMoeConfig if moe else Qwen3VLConfig)(
         text_config={
             "vocab_size": 300,
             "hidden_size": hidden,
@@ -44,6 +59,8 @@ def random_config(rng: np.random.Generator) -> Qwen3VLConfig:
                 "mrope_section": [head_dim // 2 - 2 * third, third, third],
                 "mrope_interleaved": True,
             },
+            **experts,
+            **text,
         },
         vision_config={
             "depth": depth,
@@ -65,7 +82,7 @@ def random_config(rng: np.random.Generator) -> Qwen3VLConfig:
 
 @dataclass
 class Pair:
-    theirs: Qwen3VLForConditionalGeneration
+    theirs: Qwen3VLForConditionalGeneration | Qwen3VLMoeForConditionalGeneration
     ours: Qwen3VL
     folder: Path
 
@@ -74,16 +91,19 @@ class Pair:
         return self.ours.config
 
 
-def random_pair(seed: int, folder: Path) -> Pair:
+def random_pair(seed: int, folder: Path, *, moe: bool = False, **text) -> Pair:
     """transformers' network with random weights (norms too), saved by it and loaded by us."""
     torch.manual_seed(seed)
-    theirs = Qwen3VLForConditionalGeneration(random_config(np.random.default_rng(seed))).eval()
+    network = Qwen3VLMoeForConditionalGeneration if moe else Qwen3VLForConditionalGeneration
+    theirs = network(random_config(np.random.default_rng(seed), moe=moe, **text)).eval()
     with torch.no_grad():
         for name, parameter in theirs.named_parameters():
             if "norm" in name:
                 parameter.add_(0.2 * torch.randn_like(parameter))
             elif name.endswith("bias"):
                 parameter.copy_(0.2 * torch.randn_like(parameter))
+            elif name.endswith("mlp.gate.weight"):
+                parameter.copy_(torch.randn_like(parameter) / parameter.shape[1] ** 0.5)  # routes that are clear
     theirs.save_pretrained(folder)
     assert read_config(folder).image_token_id == IMAGE
     return Pair(theirs, from_pretrained(str(folder), dtype=torch.float32), folder)
