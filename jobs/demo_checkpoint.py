@@ -10,6 +10,7 @@ import torch
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
+from jobs.sample_videos import answer_for, make_clip, pairs_of
 from jobs.samples import LADDER, make_page
 from model.config import read_config
 from model.qwen3_vl import Qwen3VL, empty_model
@@ -93,6 +94,9 @@ def _corpus(seed: int) -> Iterator[str]:
     for index in range(6000):
         page = make_page(rng, LADDER[3 + index % (len(LADDER) - 3)], held_out=False).page
         yield page.html() if index % 8 == 0 else page.markdown()
+    for _ in range(1000):
+        clip = make_clip(rng, seconds=24.0, size=(160, 96), held_out=False)
+        yield answer_for(clip, pairs_of([index / 2 for index in range(48)]))
 
 
 def _configs(tokenizer: PreTrainedTokenizerFast) -> dict[str, dict[str, Any]]:
@@ -117,8 +121,8 @@ def _configs(tokenizer: PreTrainedTokenizerFast) -> dict[str, dict[str, Any]]:
                 "dtype": "bfloat16",
                 "vocab_size": len(tokenizer),
                 "hidden_size": 256,
-                "intermediate_size": 768,
-                "num_hidden_layers": 4,
+                "intermediate_size": 640,
+                "num_hidden_layers": 5,
                 "num_attention_heads": 4,
                 "num_key_value_heads": 2,
                 "head_dim": 64,
@@ -136,15 +140,15 @@ def _configs(tokenizer: PreTrainedTokenizerFast) -> dict[str, dict[str, Any]]:
             },
             "vision_config": {
                 "model_type": "qwen3_vl",
-                "depth": 6,
-                "hidden_size": 128,
-                "intermediate_size": 512,
+                "depth": 5,
+                "hidden_size": 160,
+                "intermediate_size": 640,
                 "num_heads": 4,
                 "in_channels": 3,
                 "patch_size": 16,
                 "temporal_patch_size": 2,
                 "spatial_merge_size": 2,
-                "num_position_embeddings": 2304,
+                "num_position_embeddings": 1024,
                 "out_hidden_size": 256,
                 "deepstack_visual_indexes": [1, 3],
                 "hidden_act": "gelu_pytorch_tanh",
@@ -160,16 +164,16 @@ def _configs(tokenizer: PreTrainedTokenizerFast) -> dict[str, dict[str, Any]]:
         "preprocessor_config.json": {
             "image_processor_type": "Qwen2VLImageProcessorFast",
             "processor_class": "Qwen3VLProcessor",
-            "size": {"shortest_edge": 8 * pixels_of_token, "longest_edge": 90 * pixels_of_token},
+            "size": {"shortest_edge": 8 * pixels_of_token, "longest_edge": 200 * pixels_of_token},
             **image,
         },
         "video_preprocessor_config.json": {
             "video_processor_type": "Qwen3VLVideoProcessor",
             "processor_class": "Qwen3VLProcessor",
-            "size": {"shortest_edge": 4 * pixels_of_token, "longest_edge": 1536 * pixels_of_token},
+            "size": {"shortest_edge": 12 * pixels_of_token, "longest_edge": 32 * 15 * pixels_of_token},
             "fps": 2,
             "min_frames": 4,
-            "max_frames": 256,
+            "max_frames": 32,
             **image,
         },
     }

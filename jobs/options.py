@@ -4,22 +4,26 @@ import argparse
 import dataclasses
 import types
 import typing
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
 
+from pipeline.store import StoreOptions
+
 Job = TypeVar("Job")
 _METAVARS = {str: "TEXT", int: "N", float: "NUMBER"}
 
 
-def add_options(parser: argparse.ArgumentParser, job: type[Any]) -> None:
+def add_options(parser: argparse.ArgumentParser, job: type[Any], *, without: Collection[str] = ()) -> None:
     """A positional argument for each field without a default, a flag for each other, and --config.
 
-    The help is that of the field's metadata. What is not given leaves no trace, so that a file can say it.
+    Names in `without` are left out. The help is that of the field's metadata. What is not given leaves no trace, so
+    that a file can say it.
     """
     kinds = typing.get_type_hints(job)
-    for field in dataclasses.fields(job):
+    for field in (field for field in dataclasses.fields(job) if field.name not in without):
         kind, text = kinds[field.name], field.metadata["help"].replace("%", "%%")
         how: dict[str, Any] = {"default": argparse.SUPPRESS, "help": text}
         if field.default is dataclasses.MISSING:
@@ -30,7 +34,10 @@ def add_options(parser: argparse.ArgumentParser, job: type[Any]) -> None:
             how["help"] += f" (default: {field.default})" if field.default not in (None, "", (), 0) else ""
             how["action"] = "append" if _is_list(kind) else "store"
             parser.add_argument(_flag(field.name), type=_scalar(kind), metavar=_METAVARS[_scalar(kind)], **how)
-    parser.add_argument("--config", metavar="FILE", help="YAML file with any of these, such as max_new_tokens: 2048")
+    if "config" not in without:
+        parser.add_argument(
+            "--config", metavar="FILE", help="YAML file with any of these, such as max_new_tokens: 2048"
+        )
 
 
 def make_job(job: type[Job], flags: argparse.Namespace) -> Job:
@@ -40,7 +47,8 @@ def make_job(job: type[Job], flags: argparse.Namespace) -> Job:
     """
     fields = dataclasses.fields(typing.cast(Any, job))
     names = [field.name for field in fields]
-    values = {} if flags.config is None else _read_yaml(Path(flags.config), typing.get_type_hints(job))
+    config = getattr(flags, "config", None)
+    values = {} if config is None else _read_yaml(Path(config), typing.get_type_hints(job))
     values |= {
         name: tuple(value) if isinstance(value, list) else value for name, value in vars(flags).items() if name in names
     }
@@ -50,6 +58,20 @@ def make_job(job: type[Job], flags: argparse.Namespace) -> Job:
     if missing:
         raise ValueError(f"{' and '.join(missing)} must be given: see --help")
     return job(**values)
+
+
+def add_store_options(parser: argparse.ArgumentParser) -> None:
+    """The flags that say how to reach S3, for commands that look at an output and are no job."""
+    for name, text in (
+        ("endpoint-url", "S3 endpoint, when it is not AWS's"),
+        ("profile", "profile of the AWS configuration"),
+        ("region", "AWS region"),
+    ):
+        parser.add_argument(f"--{name}", metavar="TEXT", help=text)
+
+
+def store_options(flags: argparse.Namespace) -> StoreOptions:
+    return StoreOptions(endpoint_url=flags.endpoint_url, profile=flags.profile, region=flags.region)
 
 
 def _read_yaml(path: Path, kinds: dict[str, Any]) -> dict[str, Any]:

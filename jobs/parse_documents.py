@@ -13,6 +13,7 @@ from jobs.cluster import connected
 from jobs.options import add_options, make_job
 from pipeline.flow import Setup, Superseded, cluster, find_survey, prepare, run
 from pipeline.job import ParseJob, resolve_model
+from pipeline.lease import Occupied, hold
 from pipeline.manifest import Manifest
 from pipeline.progress import plan_text, summary_text
 from pipeline.resources import allocate, reading_speed
@@ -48,10 +49,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"This job is done already; nothing to do.\n{summary_text(setup.finished, job.output)}")
         return _exit_status(setup.finished, job)
     try:
-        with connected():
-            signal.signal(signal.SIGTERM, _interrupt)  # after ray.init, which sets its own
+        with hold(setup.books.store, job.output, take_over=flags.take_over), connected():
+            signal.signal(signal.SIGTERM, interrupt)  # after ray.init, which sets its own
             return _work(setup, plan_only=flags.plan)
-    except ConnectionError as error:
+    except (Occupied, ConnectionError) as error:
         return _refuse(error)
     except KeyboardInterrupt:
         print("\nparse_documents: stopped. What is done is kept: the same command goes on from there.", file=sys.stderr)
@@ -67,6 +68,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     add_options(parser, ParseJob)
     parser.add_argument("--password-file", metavar="FILE", help="more passwords to try, one on each line")
+    parser.add_argument(
+        "--take-over", action="store_true", help="go on with a job that another run is working on: end that"
+    )
     parser.add_argument("--plan", action="store_true", help="open every input, tell what reading would take, and stop")
     return parser
 
@@ -120,7 +124,7 @@ def _refuse(error: Exception) -> int:
     return BAD_JOB
 
 
-def _interrupt(signum: int, frame: FrameType | None) -> None:
+def interrupt(signum: int, frame: FrameType | None) -> None:
     raise KeyboardInterrupt
 
 

@@ -1,12 +1,9 @@
 """Trains the demonstration checkpoint: `python -m jobs.train_demo --minutes 60`. Run it again and it goes on.
 
-The curriculum climbs the ladder of `jobs.samples`: short lines first, the next rung joins when the newest one is read
-well enough (teacher-forced accuracy of held-out tokens), and all earlier rungs stay in the mix. The forward pass is the
-project's own network, so training also proves it.
-
-Beside the answer, a linear probe on the visual tokens has to name the characters printed in each quarter of a token. It
-is thrown away in the end, but it teaches the tower to see letters long before the decoder knows where to look; the
-first steps train the tower by it alone, on dense text, which costs a fraction of a whole step.
+The first minutes teach the vision tower alone, by a probe that names the letters it sees. Then the curriculum climbs
+the rungs: plain lines in one typeface first; the next rung joins when the newest is read well enough (teacher-forced
+accuracy of held-out tokens), and all earlier rungs, and clips, stay in the mix. The forward pass is the project's own
+network, so training also proves it. Matrices are trained by Muon, everything else by AdamW.
 """
 
 import argparse
@@ -16,53 +13,38 @@ import multiprocessing
 import os
 import queue as queue_module
 import time
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from collections import deque
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field
 from multiprocessing.queues import Queue
 from multiprocessing.sharedctypes import Synchronized
+from multiprocessing.synchronize import Event as EventType
 from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from jobs.demo_checkpoint import write_new_checkpoint
-from jobs.sample_truth import SamplePage
-from jobs.samples import LADDER, PLAIN_LADDER, Glyph, render_with_glyphs
-from model.attention import PackedCausal
+from jobs.samples import READABLE
+from jobs.training_batches import TrainingBatch, clip_batches, page_batches
+from jobs.training_losses import GlyphProbe, losses_of, tower_loss
 from model.processor import Processor
 from model.qwen3_vl import Qwen3VL
-from model.request import Frames, Prompt, Sampling
 from model.weights import from_pretrained, save_weights
 
-RUNGS = (*PLAIN_LADDER, *LADDER)
-PEAK_LEARNING_RATE = 1e-3
-WARM_UP_STEPS = 300
-PASS_MARK = 0.9  # accuracy on the newest rung that lets the next one in
-HTML_FROM_RUNG = 7  # the rungs that also ask for `qwenvl html`
-ALPHABET = [chr(code) for code in range(33, 127)]
-QUARTERS = 4  # of a visual token: its 2 x 2 patches
-PROBE_WEIGHT = 0.5
-TOWER_STEPS = 8000  # at most so many first steps train only the vision tower, by the probe,
-TOWER_MARK = 1.0  # until its running loss is below this
-TOWER_RUNG = 0  # several lines: many letters on few patches
+PEAK_LEARNING_RATE = 3e-3
+WARM_UP_STEPS = 100
+COOL_DOWN_SHARE = 0.3  # of the time, at its end: the learning rate falls to nothing
+PASS_MARK = 0.5  # accuracy on the newest rung that lets the next one in
+HTML_FROM_RUNG, HTML_SHARE = 2, 0.12  # the rungs that also ask for `qwenvl html`
+CLIPS_FROM_RUNG, CLIP_SHARE = 1, 0.15
+NEWEST_SHARE = 0.5  # of the pages; the others come from all rungs so far
+WEIGHTS = {"answer": 1.0, "pointing": 0.3, "probe": 0.3}
+TOWER_RUNGS = (0, 1, 1, 2, 2, 6)  # what the tower alone is trained on
 ONLY_TOWER = -1  # in place of a rung, as long as the tower is trained alone
-INSTRUCTIONS = {"markdown": "qwenvl markdown", "html": "qwenvl html"}
-
-
-@dataclass(frozen=True, slots=True)
-class TrainingBatch:
-    """Pages of one size with their answers, packed. N tokens of all pages, P patches."""
-
-    rung: int
-    token_ids_N: np.ndarray
-    positions_3N: np.ndarray
-    is_answer_N: np.ndarray  # the tokens the network has to predict
-    lengths: list[int]
-    patches_PC: np.ndarray
-    grids_G3: list[tuple[int, int, int]]
-    glyphs_MQA: np.ndarray  # bool: which of the alphabet is printed in which quarter of each visual token
+CLIPS = -1  # the rung of a batch of clips
 
 
 @dataclass
@@ -71,232 +53,267 @@ class Progress:
 
     step: int = 0
     rung: int = 0
-    pages: int = 0
+    samples: int = 0
     seconds: float = 0.0
-    accuracy: float = 0.0  # running, on held-out pages of the newest rung
-    probe: float = 10.0  # running loss of the probe
-
-    @property
-    def is_tower_alone(self) -> bool:
-        return self.step < TOWER_STEPS and self.probe > TOWER_MARK
+    accuracy: dict[str, float] = field(default_factory=dict)  # running, on held-out batches, by rung
 
 
-def make_batch(
-    processor: Processor, rng: np.random.Generator, rung: int, *, held_out: bool, token_budget: int
-) -> TrainingBatch:
-    """Pages of one random size of a rung, as many as the budget of visual tokens allows."""
-    difficulty = RUNGS[rung]
-    width, height = difficulty.sizes[int(rng.integers(len(difficulty.sizes)))]
-    count = max(1, token_budget // (width * height // processor.pixel_multiple**2 + 24))
-    kind = "html" if rung >= HTML_FROM_RUNG and rng.random() < 0.2 else "markdown"
-    pages = render_with_glyphs(rng, difficulty, count, held_out=held_out, size=(width, height))
-    prompts = [_with_answer(processor, page, pixels, kind) for page, pixels, _ in pages]
-    patch_size = processor.config.vision.patch_size
-    return TrainingBatch(
-        rung=rung,
-        token_ids_N=np.concatenate([prompt.token_ids_T for prompt, _ in prompts]),
-        positions_3N=np.concatenate([prompt.positions_3T for prompt, _ in prompts], axis=1),
-        is_answer_N=np.concatenate([np.arange(len(prompt.token_ids_T)) >= start for prompt, start in prompts]),
-        lengths=[len(prompt.token_ids_T) for prompt, _ in prompts],
-        patches_PC=np.concatenate([prompt.patches_PC for prompt, _ in prompts]),
-        grids_G3=[tuple(grid) for prompt, _ in prompts for grid in prompt.grids_G3.tolist()],
-        glyphs_MQA=np.concatenate([_glyphs_of_quarters(found, width, height, patch_size) for *_, found in pages]),
-    )
+@dataclass(frozen=True, slots=True)
+class Produced:
+    rung: int
+    held_out: bool
+    batch: TrainingBatch
 
 
-def _glyphs_of_quarters(found: list[Glyph], width: int, height: int, patch_size: int) -> np.ndarray:
-    """bool [visual tokens, 4, alphabet]: the characters whose middle lies in each quarter of a token (a patch)."""
-    rows, columns = height // patch_size, width // patch_size
-    seen = np.zeros((rows // 2, columns // 2, 2, 2, len(ALPHABET)), dtype=bool)
-    for glyph in found:
-        row, column, letter = int(glyph.y // patch_size), int(glyph.x // patch_size), ord(glyph.character) - 33
-        if 0 <= row < rows and 0 <= column < columns and 0 <= letter < len(ALPHABET):
-            seen[row // 2, column // 2, row % 2, column % 2, letter] = True
-    return seen.reshape(-1, QUARTERS, len(ALPHABET))
-
-
-def _with_answer(processor: Processor, page: SamplePage, pixels: np.ndarray, kind: str) -> tuple[Prompt, int]:
-    """The prompt of a page followed by its true answer and the end token, and where the answer starts."""
-    prompt = processor.encode("", [Frames(pixels[None]), INSTRUCTIONS[kind]], Sampling())
-    answer = page.html() if kind == "html" else page.markdown()
-    tokenizer = processor.tokenizer
-    answer_ids = [*tokenizer.encode(answer, add_special_tokens=False).ids, tokenizer.token_to_id("<|im_end|>")]
-    start = len(prompt.token_ids_T)
-    positions = prompt.next_position + np.arange(len(answer_ids), dtype=np.int32)
-    whole = replace(
-        prompt,
-        token_ids_T=np.concatenate([prompt.token_ids_T, np.array(answer_ids, dtype=np.int32)]),
-        positions_3T=np.concatenate([prompt.positions_3T, np.tile(positions, (3, 1))], axis=1),
-        next_position=prompt.next_position + len(answer_ids),
-    )
-    return whole, start
-
-
-class Probe(nn.Linear):
-    """Names the characters in the quarters of visual tokens from the features the decoder gets."""
-
-    def __init__(self, hidden_size: int) -> None:
-        super().__init__(hidden_size, QUARTERS * len(ALPHABET))
-        nn.init.constant_(self.bias, -5.0)  # most characters are nowhere
-
-    def loss(self, embeddings_MO: torch.Tensor, glyphs_MQA: torch.Tensor) -> torch.Tensor:
-        """Binary cross-entropy for each printed character."""
-        logits = self(embeddings_MO).unflatten(-1, (QUARTERS, len(ALPHABET)))
-        total = F.binary_cross_entropy_with_logits(logits, glyphs_MQA.float(), reduction="sum")
-        return total / glyphs_MQA.sum().clamp(min=1)
-
-
-def tower_loss(network: Qwen3VL, probe: Probe, batch: TrainingBatch) -> torch.Tensor:
-    """The probe's loss alone: the decoder is not run."""
-    visual = network.look(torch.from_numpy(batch.patches_PC), batch.grids_G3)
-    return probe.loss(visual.embeddings_MO, torch.from_numpy(batch.glyphs_MQA))
-
-
-def losses_of(network: Qwen3VL, probe: Probe, batch: TrainingBatch) -> tuple[torch.Tensor, torch.Tensor, float]:
-    """Mean cross-entropy of the answers' tokens, the loss of the probe, and the share of tokens guessed right."""
-    token_ids_N = torch.from_numpy(batch.token_ids_N).long()
-    visual = network.look(torch.from_numpy(batch.patches_PC), batch.grids_G3)
-    hidden_NE = network(token_ids_N, torch.from_numpy(batch.positions_3N), PackedCausal(batch.lengths), visual)
-    predicted = torch.from_numpy(batch.is_answer_N).nonzero().squeeze(1)
-    logits = network.logits(hidden_NE[predicted - 1])
-    targets = token_ids_N[predicted]
-    accuracy = (logits.argmax(-1) == targets).float().mean().item()
-    seen = probe.loss(visual.embeddings_MO, torch.from_numpy(batch.glyphs_MQA))
-    return F.cross_entropy(logits, targets), seen, accuracy
-
-
-def produce(
-    folder: str,
-    rung: "Synchronized[int]",
-    queue: "Queue[tuple[bool, TrainingBatch]]",
-    seed: int,
-    budget: int,
-) -> None:
-    """The generator's process: batches for ever; every tenth is a held-out one of the newest rung."""
+def produce(folder: str, rung: "Synchronized[int]", queue: "Queue[Produced]", seed: int, budget: int) -> None:
+    """The generator's process: batches for ever; some are held-out ones of the newest rung or of clips."""
+    os.nice(5)
     processor = Processor.from_pretrained(folder)
     rng = np.random.default_rng([seed, time.time_ns()])
     trainer = os.getppid()
-    number = 0
     while os.getppid() == trainer:
-        newest = rung.value
-        held_out = number % 10 == 9 and newest != ONLY_TOWER
-        if newest == ONLY_TOWER:
-            chosen = TOWER_RUNG
-        else:
-            chosen = newest if held_out or rng.random() < 0.6 else int(rng.integers(newest + 1))
-        batch = make_batch(processor, rng, chosen, held_out=held_out, token_budget=budget)
-        number += 1
-        with contextlib.suppress(queue_module.Full):  # look now and then whether the trainer is still there
-            queue.put((held_out, batch), timeout=10)
+        for produced in _next_batches(processor, rng, rung.value, budget):
+            while os.getppid() == trainer:  # look now and then whether the trainer is still there
+                with contextlib.suppress(queue_module.Full):
+                    queue.put(produced, timeout=10)
+                    break
 
 
-def batches(folder: Path, rung: "Synchronized[int]", budget: int) -> Iterator[tuple[bool, TrainingBatch]]:
-    context = multiprocessing.get_context("spawn")
-    queue = context.Queue(maxsize=8)
-    maker = context.Process(target=produce, args=(str(folder), rung, queue, 0, budget), daemon=True)
-    maker.start()
-    while True:
-        yield queue.get()
+def _next_batches(processor: Processor, rng: np.random.Generator, newest: int, budget: int) -> list[Produced]:
+    held_out = newest != ONLY_TOWER and rng.random() < 0.06
+    if newest >= CLIPS_FROM_RUNG and rng.random() < CLIP_SHARE:
+        made = clip_batches(processor, rng, held_out=held_out, token_budget=budget)
+        return [Produced(CLIPS, held_out, batch) for batch in made]
+    if newest == ONLY_TOWER:
+        chosen = int(rng.choice(TOWER_RUNGS))
+    else:
+        chosen = newest if held_out or rng.random() < NEWEST_SHARE else int(rng.integers(newest + 1))
+    html_share = HTML_SHARE if chosen >= HTML_FROM_RUNG and not held_out else 0.0
+    made = page_batches(processor, rng, READABLE[chosen], held_out=held_out, token_budget=budget, html_share=html_share)
+    batches = [Produced(chosen, held_out, batch) for batch in made]
+    rng.shuffle(batches)
+    return batches[:2] if held_out else batches
 
 
-def train(work: Path, *, minutes: float, budget: int, log_every: int) -> None:
-    """Goes on from `work` (made new when it is empty) for so many minutes; writes the checkpoint there every few."""
-    checkpoint, state_file = work / "checkpoint", work / "state.pt"
-    if not (checkpoint / "model.safetensors").is_file():
-        write_new_checkpoint(checkpoint, seed=0)
-    network = from_pretrained(str(checkpoint), dtype=torch.float32).train().requires_grad_(True)
-    probe = Probe(network.config.text.hidden_size)
-    everything = nn.ModuleDict({"network": network, "probe": probe})
-    matrices = [parameter for parameter in everything.parameters() if parameter.ndim > 1]
-    vectors = [parameter for parameter in everything.parameters() if parameter.ndim == 1]
-    optimizer = torch.optim.AdamW(
-        [{"params": matrices, "weight_decay": 0.02}, {"params": vectors, "weight_decay": 0.0}],
-        betas=(0.9, 0.98),
-        fused=True,
-    )
-    progress = Progress()
-    if state_file.is_file():
-        state = torch.load(state_file, weights_only=True)
-        everything.load_state_dict(state["everything"])
-        optimizer.load_state_dict(state["optimizer"])
-        progress = Progress(**state["progress"])
-    rung = multiprocessing.get_context("spawn").Value("i", ONLY_TOWER)
-    started, saved, last = time.monotonic(), time.monotonic(), time.monotonic()
-    losses: list[tuple[float, float]] = []
-    for held_out, batch in batches(checkpoint, rung, budget):
-        if held_out:
-            _examine(network, probe, batch, progress)
+@dataclass(frozen=True, slots=True)
+class Assistant:
+    """What the trainer shares with a process that computes gradients of batches of its own, as fast as it can: one that
+    shares its core with others does not slow the trainer. Its gradients are a step or two old, which does no harm."""
+
+    weights: list[torch.Tensor]
+    gradients: list[torch.Tensor]
+    is_filled: "EventType"  # the gradients wait to be taken
+
+    def take(self, parameters: list[nn.Parameter]) -> None:
+        """Averages the gradients that wait, if any, into those of the trainer."""
+        if not self.is_filled.is_set():
+            return
+        for parameter, gradient in zip(parameters, self.gradients, strict=True):
+            if parameter.grad is not None:
+                parameter.grad.add_(gradient).mul_(0.5)
+        self.is_filled.clear()
+
+
+def assist(folder: str, assistant: Assistant, rung: "Synchronized[int]", queue: "Queue[Produced]") -> None:
+    """The assistant's process."""
+    torch.set_num_threads(1)
+    trainer = os.getppid()
+    network = from_pretrained(folder, dtype=torch.float32).train().requires_grad_(True)
+    probe = GlyphProbe(network.config)
+    parameters = [*network.parameters(), *probe.parameters()]
+    while os.getppid() == trainer:
+        if assistant.is_filled.is_set():
+            time.sleep(0.01)
             continue
-        rung.value = ONLY_TOWER if progress.is_tower_alone else progress.rung
-        left = 1 - (time.monotonic() - started) / (60 * minutes)
-        for group in optimizer.param_groups:
-            # Warm-up, then full speed, then down to nothing in the last fifth of the time.
-            group["lr"] = PEAK_LEARNING_RATE * min(1, (progress.step + 1) / WARM_UP_STEPS, max(left, 0.0) * 5)
-        if progress.is_tower_alone:
-            seen = tower_loss(network, probe, batch)
-            loss = torch.zeros(())
+        produced = queue.get()
+        if produced.held_out:
+            continue
+        with torch.no_grad():
+            for parameter, shared in zip(parameters, assistant.weights, strict=True):
+                parameter.copy_(shared)
+                parameter.grad = None
+        compute_gradients(network, probe, produced.batch, is_tower_alone=rung.value == ONLY_TOWER)
+        for parameter, gradient in zip(parameters, assistant.gradients, strict=True):
+            gradient.copy_(parameter.grad if parameter.grad is not None else torch.zeros(()))
+        assistant.is_filled.set()
+
+
+def compute_gradients(
+    network: Qwen3VL, probe: GlyphProbe, batch: TrainingBatch, *, is_tower_alone: bool
+) -> dict[str, float]:
+    """Adds the gradients of the weighted losses to the parameters -> the losses."""
+    with torch.autocast("cpu", torch.bfloat16), sdpa_kernel(SDPBackend.MATH):
+        if is_tower_alone:
+            losses = {"probe": tower_loss(network, probe, batch)}
         else:
-            loss, seen, _ = losses_of(network, probe, batch)
-        optimizer.zero_grad(set_to_none=True)
-        (loss + PROBE_WEIGHT * seen).backward()
-        torch.nn.utils.clip_grad_norm_(everything.parameters(), 1.0)
-        optimizer.step()
-        progress.step += 1
-        progress.probe = 0.98 * progress.probe + 0.02 * seen.item()
-        progress.pages += len(batch.lengths)
-        losses.append((loss.item(), seen.item()))
-        if progress.step % log_every == 0:
-            now = time.monotonic()
-            progress.seconds, last = progress.seconds + now - last, now
-            mean_loss, mean_seen = np.mean(losses, axis=0)
-            print(
-                f"step {progress.step} · {progress.pages} pages · {progress.seconds / 60:.1f} min · "
-                f"rung {progress.rung} {RUNGS[progress.rung].name} · loss {mean_loss:.3f} · probe {mean_seen:.3f} · "
-                f"held-out accuracy {progress.accuracy:.3f}",
-                flush=True,
+            losses, _ = losses_of(network, probe, batch)
+    torch.stack([WEIGHTS[name] * loss for name, loss in losses.items()]).sum().backward()
+    return {name: loss.item() for name, loss in losses.items()}
+
+
+class Trainer:
+    """Network, probe and optimizers, kept in a folder."""
+
+    def __init__(self, work: Path) -> None:
+        self.checkpoint, self._state_file = work / "checkpoint", work / "state.pt"
+        if not (self.checkpoint / "model.safetensors").is_file():
+            write_new_checkpoint(self.checkpoint, seed=0)
+        self.network: Qwen3VL = from_pretrained(str(self.checkpoint), dtype=torch.float32).train().requires_grad_(True)
+        self.probe = GlyphProbe(self.network.config)
+        self._everything = nn.ModuleDict({"network": self.network, "probe": self.probe})
+        named = list(self._everything.named_parameters())
+        # Muon's iterations cost most on the mergers, which are as wide as four patches.
+        others = ("embed", "probe", "merger")
+        matrices = [value for name, value in named if value.ndim == 2 and not any(part in name for part in others)]
+        taken = set(map(id, matrices))
+        tables = [value for _, value in named if value.ndim > 1 and id(value) not in taken]
+        vectors = [value for _, value in named if value.ndim == 1]
+        self._optimizers = [
+            torch.optim.Muon(matrices, lr=0.0, weight_decay=0.02, adjust_lr_fn="match_rms_adamw"),
+            torch.optim.AdamW(
+                [{"params": tables, "weight_decay": 0.02}, {"params": vectors, "weight_decay": 0.0}],
+                betas=(0.9, 0.98),
+                fused=True,
+            ),
+        ]
+        self._assistants: list[Assistant] = []
+        self.progress = Progress()
+        if self._state_file.is_file():
+            state = torch.load(self._state_file, weights_only=True)
+            self._everything.load_state_dict(state["everything"])
+            for optimizer, kept in zip(self._optimizers, state["optimizers"], strict=True):
+                optimizer.load_state_dict(kept)
+            self.progress = Progress(**state["progress"])
+
+    def start_assistants(self, count: int, rung: "Synchronized[int]", queue: "Queue[Produced]") -> None:
+        context = multiprocessing.get_context("spawn")
+        parameters = list(self._everything.share_memory().parameters())
+        for _ in range(count):
+            gradients = [torch.zeros_like(parameter).share_memory_() for parameter in parameters]
+            weights = [parameter.detach() for parameter in parameters]
+            assistant = Assistant(weights, gradients, context.Event())
+            context.Process(target=assist, args=(str(self.checkpoint), assistant, rung, queue), daemon=True).start()
+            self._assistants.append(assistant)
+
+    def learn(self, produced: Produced, *, is_tower_alone: bool, learning_rate: float) -> dict[str, float]:
+        """One step -> the losses."""
+        losses = compute_gradients(self.network, self.probe, produced.batch, is_tower_alone=is_tower_alone)
+        for assistant in self._assistants:
+            assistant.take(list(self._everything.parameters()))
+        torch.nn.utils.clip_grad_norm_(self._everything.parameters(), 1.0)
+        for optimizer in self._optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        self.progress.step += 1
+        self.progress.samples += len(produced.batch.token_ids_BT)
+        return losses
+
+    @torch.no_grad()
+    def examine(self, produced: Produced) -> None:
+        """A held-out batch: its accuracy enters the running mean of its rung, and may open the next rung."""
+        with torch.autocast("cpu", torch.bfloat16):
+            _, accuracy = losses_of(self.network, self.probe, produced.batch)
+        progress = self.progress
+        name = "clips" if produced.rung == CLIPS else READABLE[produced.rung].name
+        progress.accuracy[name] = 0.8 * progress.accuracy.get(name, 0.0) + 0.2 * accuracy
+        newest = READABLE[progress.rung].name
+        if progress.accuracy.get(newest, 0.0) >= PASS_MARK and progress.rung + 1 < len(READABLE):
+            progress.rung += 1
+
+    @torch.no_grad()
+    def log_ablation(self, batches: Iterable[TrainingBatch]) -> None:
+        """What DeepStack is worth: the accuracy on held-out batches with its levels, and with zeros in their place."""
+        with torch.autocast("cpu", torch.bfloat16):
+            whole, ablated = (
+                np.mean([losses_of(self.network, self.probe, batch, has_deepstack=has)[1] for batch in batches])
+                for has in (True, False)
             )
-            losses.clear()
+        print(f"held-out accuracy {whole:.3f}, without DeepStack {ablated:.3f}", flush=True)
+
+    def save(self) -> None:
+        """The checkpoint, and beside it what a later run needs."""
+        state = {
+            "everything": self._everything.state_dict(),
+            "optimizers": [optimizer.state_dict() for optimizer in self._optimizers],
+            "progress": asdict(self.progress),
+        }
+        torch.save(state, self._state_file.with_suffix(".new"))
+        self._state_file.with_suffix(".new").replace(self._state_file)
+        save_weights(self.network, self.checkpoint, torch.bfloat16)
+        (self.checkpoint / "training.json").write_text(json.dumps(asdict(self.progress), indent=2) + "\n")
+
+
+def train(work: Path, *, minutes: float, tower_minutes: float, assistants: int, budget: int, log_every: int) -> None:
+    """Goes on from `work` (made new when it is empty) for so many minutes; writes the checkpoint there every few."""
+    trainer = Trainer(work)
+    progress = trainer.progress
+    before = progress.seconds
+    context = multiprocessing.get_context("spawn")
+    rung, queue = context.Value("i", ONLY_TOWER), context.Queue(maxsize=24)
+    context.Process(target=produce, args=(str(trainer.checkpoint), rung, queue, 0, budget), daemon=True).start()
+    trainer.start_assistants(assistants, rung, queue)
+    started = saved = time.monotonic()
+    kept: dict[str, list[float]] = {}
+    examined: deque[TrainingBatch] = deque(maxlen=8)
+    for produced in iter(queue.get, None):
+        progress.seconds = before + time.monotonic() - started
+        left = 1 - (time.monotonic() - started) / (60 * minutes)
+        is_tower_alone = progress.seconds < 60 * tower_minutes
+        rung.value = ONLY_TOWER if is_tower_alone else progress.rung
+        if produced.held_out:
+            trainer.examine(produced)
+            examined.append(produced.batch)
+            continue
+        rate = PEAK_LEARNING_RATE * min(1, (progress.step + 1) / WARM_UP_STEPS, max(left, 0.0) / COOL_DOWN_SHARE)
+        losses = trainer.learn(produced, is_tower_alone=is_tower_alone, learning_rate=rate)
+        for name, loss in losses.items():
+            kept.setdefault(name if produced.rung != CLIPS else f"clips' {name}", []).append(loss)
+        if progress.step % log_every == 0:
+            _log(progress, kept)
+            kept.clear()
         if time.monotonic() - saved > 120 or left <= 0:
-            _save(everything, optimizer, progress, state_file)
-            save_weights(network, checkpoint, torch.bfloat16)
-            (checkpoint / "training.json").write_text(json.dumps(asdict(progress), indent=2) + "\n")
+            trainer.save()
             saved = time.monotonic()
         if left <= 0:
-            return
+            break
+    trainer.log_ablation(examined)
 
 
-@torch.no_grad()
-def _examine(network: Qwen3VL, probe: Probe, batch: TrainingBatch, progress: Progress) -> None:
-    """A held-out batch of the newest rung: its accuracy enters the running mean, and may open the next rung."""
-    if batch.rung != progress.rung:
-        return
-    *_, accuracy = losses_of(network, probe, batch)
-    progress.accuracy = 0.95 * progress.accuracy + 0.05 * accuracy
-    if progress.accuracy >= PASS_MARK and progress.rung + 1 < len(RUNGS):
-        progress.rung += 1
-        progress.accuracy = 0.0
-
-
-def _save(everything: nn.Module, optimizer: torch.optim.Optimizer, progress: Progress, state_file: Path) -> None:
-    state = {
-        "everything": everything.state_dict(),
-        "optimizer": optimizer.state_dict(),
-        "progress": asdict(progress),
-    }
-    torch.save(state, state_file.with_suffix(".new"))
-    state_file.with_suffix(".new").replace(state_file)
+def _log(progress: Progress, losses: dict[str, list[float]]) -> None:
+    means = ", ".join(f"{name} {np.mean(values):.3f}" for name, values in losses.items())
+    read = ", ".join(f"{name} {accuracy:.3f}" for name, accuracy in progress.accuracy.items())
+    print(
+        f"step {progress.step} · {progress.samples} samples · {progress.seconds / 60:.1f} min · "
+        f"rung {progress.rung} {READABLE[progress.rung].name} · loss: {means} · held-out accuracy: {read}",
+        flush=True,
+    )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, default=Path("training"), help="folder of checkpoint and optimizer state")
     parser.add_argument("--minutes", type=float, default=60, help="how long to train this time (default: 60)")
-    parser.add_argument("--token-budget", type=int, default=1024, help="tokens of one batch (default: 1024)")
+    parser.add_argument(
+        "--tower-minutes", type=float, default=8, help="how long the tower learns alone, over all runs (default: 8)"
+    )
+    parser.add_argument("--token-budget", type=int, default=2048, help="tokens of one batch (default: 2048)")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads of the network (default: 1)")
+    parser.add_argument(
+        "--assistants", type=int, default=1, help="processes that compute gradients beside the trainer (default: 1)"
+    )
     parser.add_argument("--log-every", type=int, default=50, help="steps between two lines of the log (default: 50)")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    train(options.work, minutes=options.minutes, budget=options.token_budget, log_every=options.log_every)
+    train(
+        options.work,
+        minutes=options.minutes,
+        tower_minutes=options.tower_minutes,
+        assistants=options.assistants,
+        budget=options.token_budget,
+        log_every=options.log_every,
+    )
 
 
 if __name__ == "__main__":

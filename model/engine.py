@@ -24,7 +24,7 @@ from model.ranks import Followers, Leader, rank_device
 from model.request import Completion, FinishReason, Prompt
 from model.runner import Runner, SampledToken, rehearse
 from model.scheduler import Request, Scheduler
-from model.weights import ExpertLayout, from_pretrained
+from model.weights import ExpertLayout, Quantization, from_pretrained
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 CPU_CACHE_BYTES = 2**30  # the most a cache takes on a CPU when nobody says how many tokens
@@ -44,10 +44,14 @@ class EngineOptions:
     tensor_parallel: int = 1  # GPUs (on a CPU: processes) the model is spread over; when one of them dies, all end
     attn_implementation: str = "sdpa"  # or "flash_attention_2"
     expert_layout: ExpertLayout = "auto"  # how experts lie on disk: "official", "transformers"; auto: by their shapes
+    max_context: int | None = None  # most tokens of a prompt and its answer; None: what the checkpoint was made for
+    quantization: Quantization | None = None  # "fp8": the decoder's matrices in FP8 blocks, whatever the checkpoint has
+    kv_cache_dtype: str | None = None  # "fp8": half the memory of bfloat16, less exact; None: as the weights
+    rope_scaling_factor: float | None = None  # YaRN, only for a max_context beyond what the model was trained on
 
     def __post_init__(self) -> None:
-        for name in ("max_batch_size", "max_step_tokens", "block_size", "tensor_parallel"):
-            if getattr(self, name) < 1:
+        for name in ("max_batch_size", "max_step_tokens", "block_size", "tensor_parallel", "max_context"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
         if self.kv_cache_tokens is not None and self.kv_cache_tokens < self.block_size:
             raise ValueError(
@@ -57,6 +61,13 @@ class EngineOptions:
             raise ValueError(f"dtype {self.dtype!r}: choose {', '.join(DTYPES)}, or None")
         if self.expert_layout not in get_args(ExpertLayout):
             raise ValueError(f"expert_layout {self.expert_layout!r}: choose {', '.join(get_args(ExpertLayout))}")
+        for name in ("quantization", "kv_cache_dtype"):
+            if getattr(self, name) not in (None, "fp8"):
+                raise ValueError(f"{name} {getattr(self, name)!r}: choose fp8, or None")
+        if self.kv_cache_dtype == "fp8" and self.attn_implementation == "flash_attention_2":
+            raise ValueError(
+                "kv_cache_dtype 'fp8': flash_attention_2 does not read it; choose attn_implementation 'sdpa'"
+            )
         if self.device.partition(":")[0] not in ("cpu", "cuda"):
             raise ValueError(f"device {self.device!r}: choose cpu or cuda (one of several: cuda:1)")
         if self.tensor_parallel > 1 and ":" in self.device:
@@ -108,8 +119,14 @@ class Engine:
         self._stop_token_ids = stop_token_ids
         self._cache_room = num_blocks * options.block_size
         self._context = network.config.text.max_position_embeddings
+        yarn = network.config.text.yarn
+        self._max_position = yarn.max_position if yarn else None  # without YaRN the context is the nearer limit
         self._runner = Runner(
-            network, num_blocks=num_blocks, block_size=options.block_size, implementation=implementation
+            network,
+            num_blocks=num_blocks,
+            block_size=options.block_size,
+            implementation=implementation,
+            cache_dtype=torch.float8_e4m3fn if options.kv_cache_dtype else None,
         )
         self._scheduler = Scheduler(
             pool, max_batch_size=options.max_batch_size, max_step_tokens=options.max_step_tokens
@@ -148,12 +165,15 @@ class Engine:
         """
         length = len(prompt.token_ids_T)
         room = min(self._context, self._cache_room) - length
+        if self._max_position is not None:
+            room = min(room, self._max_position - prompt.next_position)
         if prompt.key in self._keys:
             raise ValueError(f"the key {prompt.key!r} is already at work")
         if length == 0 or room < 1:
             raise ValueError(
                 f"prompt {prompt.key!r} has {length} tokens; it needs at least one, and with one for its answer at most"
                 f" {self._context} (context) and {self._cache_room} (key/value cache)"
+                + (f"; positions reach {self._max_position} (RoPE scaling)" if self._max_position else "")
             )
         if self._followers:
             self._followers.tell(prompt)
@@ -241,7 +261,16 @@ def _load(folder: Path, options: EngineOptions, group: Group) -> Qwen3VL:
     dtype = DTYPES[options.dtype] if options.dtype else None
     if dtype is None and device.type == "cpu":
         dtype = torch.float32
-    return from_pretrained(str(folder), device=device, dtype=dtype, expert_layout=options.expert_layout, group=group)
+    return from_pretrained(
+        str(folder),
+        device=device,
+        dtype=dtype,
+        expert_layout=options.expert_layout,
+        max_context=options.max_context,
+        rope_scaling_factor=options.rope_scaling_factor,
+        quantization=options.quantization,
+        group=group,
+    )
 
 
 def _follow(group: Group, leader: Leader, folder: Path, options: EngineOptions) -> None:
@@ -288,7 +317,8 @@ def _cache_tokens(network: Qwen3VL, options: EngineOptions, implementation: Atte
         return options.kv_cache_tokens
     text = network.config.text
     weight = network.model.language_model.embed_tokens.weight
-    token_bytes = 2 * text.num_hidden_layers * network.num_key_heads * text.head_dim * weight.element_size()
+    token_bytes = 2 * text.num_hidden_layers * network.num_key_heads * text.head_dim
+    token_bytes *= 1 if options.kv_cache_dtype == "fp8" else weight.element_size()
     budget = CPU_CACHE_BYTES
     if weight.device.type == "cuda":
         budget = _free_cuda_bytes(network, options, implementation)

@@ -25,7 +25,9 @@ from model.request import Frames, Prompt, Sampling
 MAX_ASPECT = 200  # beyond it Qwen2-VL's resize rule is undefined
 
 
-def resize_dimensions(height: int, width: int, *, multiple: int, min_pixels: int, max_pixels: int) -> tuple[int, int]:
+def resize_dimensions(
+    height: int, width: int, *, multiple: int, min_pixels: float, max_pixels: float
+) -> tuple[int, int]:
     """The size an image is resized to: both sides multiples of `multiple`, the area within the bounds where the rule
     allows it, the aspect nearly kept (`smart_resize` of Qwen2-VL, which rounds half to even as Python does).
 
@@ -100,6 +102,43 @@ def read_chat_template(folder: Path) -> Template:
     raise ValueError(f"{folder} has no chat template")
 
 
+@dataclass(frozen=True, slots=True)
+class VideoSizes:
+    """What the checkpoint wants of videos."""
+
+    fps: float
+    max_frames: int
+    min_pixels: int  # of all frames of a clip together
+    max_pixels: int
+
+    def frame_dimensions(self, frames: int, height: int, width: int, *, multiple: int) -> tuple[int, int]:
+        """The size each of an even number of frames is resized to (`smart_resize` of Qwen3-VL's video processor).
+
+        Raises ValueError as `resize_dimensions` does.
+        """
+        assert frames % 2 == 0, f"{frames} frames make no pairs"
+        if 0 < min(height, width) < multiple:  # enlarged before the bounds are looked at
+            scale = multiple / min(height, width)
+            height, width = int(height * scale), int(width * scale)
+        return resize_dimensions(
+            height,
+            width,
+            multiple=multiple,
+            min_pixels=self.min_pixels / frames,
+            max_pixels=self.max_pixels / frames,
+        )
+
+
+def read_video_sizes(folder: Path) -> VideoSizes | None:
+    """What the checkpoint's own file says; None when it has none."""
+    path = folder / "video_preprocessor_config.json"
+    if not path.is_file():
+        return None
+    sizes = json.loads(path.read_text())
+    bounds = sizes["size"]
+    return VideoSizes(float(sizes["fps"]), sizes["max_frames"], bounds["shortest_edge"], bounds["longest_edge"])
+
+
 @dataclass(frozen=True)
 class Processor:
     """Makes Prompts for one checkpoint, with its own tokenizer, chat template and sizes."""
@@ -109,6 +148,7 @@ class Processor:
     chat_template: Template
     min_image_pixels: int
     max_image_pixels: int
+    video: VideoSizes | None  # None: the checkpoint says nothing about videos
 
     @classmethod
     def from_pretrained(cls, model: str) -> "Processor":
@@ -124,6 +164,7 @@ class Processor:
             chat_template=read_chat_template(folder),
             min_image_pixels=sizes["size"]["shortest_edge"],
             max_image_pixels=sizes["size"]["longest_edge"],
+            video=read_video_sizes(folder),
         )
 
     @property

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from model.attention import Attention, AttentionImplementation
 from model.config import ModelConfig
+from model.fp8 import keep_in_fp8
 from model.parallel import ALONE, ColumnParallelLinear, Group
 from model.text import TextDecoder
 from model.vision import VisionTower, VisualFeatures, look_together
@@ -75,9 +76,18 @@ class Qwen3VL(nn.Module):
 
 
 def empty_model(
-    config: ModelConfig, *, device: torch.device | str, dtype: torch.dtype, group: Group = ALONE
+    config: ModelConfig,
+    *,
+    device: torch.device | str,
+    dtype: torch.dtype,
+    fp8: bool = False,
+    group: Group = ALONE,
 ) -> Qwen3VL:
-    """A model with allocated but meaningless weights (none at all on the meta device)."""
+    """A model with allocated but meaningless weights (none at all on the meta device); with `fp8` the linear maps of
+    the decoder's layers keep theirs in FP8 blocks, which cannot be cut."""
+    assert not fp8 or group.size == 1, "FP8 blocks are not cut"
     with torch.device("meta"):
         model = Qwen3VL(config, group).to(dtype)
+        if fp8:
+            keep_in_fp8(model.model.language_model)
     return model if str(device) == "meta" else model.to_empty(device=device)

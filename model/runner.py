@@ -47,7 +47,13 @@ class Runner:
     """The network, its cache, and the visual features that prompts have still to read."""
 
     def __init__(
-        self, network: Qwen3VL, *, num_blocks: int, block_size: int, implementation: AttentionImplementation
+        self,
+        network: Qwen3VL,
+        *,
+        num_blocks: int,
+        block_size: int,
+        implementation: AttentionImplementation,
+        cache_dtype: torch.dtype | None = None,  # None: as the weights
     ) -> None:
         weight = network.model.language_model.embed_tokens.weight
         text = network.config.text
@@ -55,8 +61,10 @@ class Runner:
         self._network = network
         self._device = weight.device
         self._implementation = implementation
+        stored_dtype = cache_dtype or weight.dtype
         # Zeros: what was never written must be finite, since attention gives it the weight 0, not no weight.
-        self._cache = KeyValueCache(*(torch.zeros(shape, dtype=weight.dtype, device=weight.device) for _ in range(2)))
+        keys, values = (torch.zeros(shape, dtype=stored_dtype, device=weight.device) for _ in range(2))
+        self._cache = KeyValueCache(keys, values, weight.dtype)
         self._sight = Sight(network, implementation)
 
     @torch.inference_mode()

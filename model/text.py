@@ -5,6 +5,8 @@ E hidden size, H query heads, K key heads, D head dimension, F rotary frequencie
 levels.
 """
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -96,12 +98,35 @@ def rotary(positions_3N: Tensor, config: TextConfig) -> tuple[Tensor, Tensor]:
     """cos and sin [N, D], fp32 whatever the model's dtype. Frequencies take their position in turn from time, row and
     column (THWTHW...) as long as rows and columns have some left; the rest is time's.
     """
-    half = config.head_dim // 2
-    exponents = torch.arange(half, device=positions_3N.device, dtype=torch.float32) * 2 / config.head_dim
-    frequencies_F = 1.0 / config.rope_theta**exponents
+    frequencies_F, scale = rotary_frequencies(config, positions_3N.device)
     angles_NF = positions_3N[0, :, None] * frequencies_F
     for axis in (1, 2):
         ours = slice(axis, 3 * config.mrope_section[axis], 3)
         angles_NF[:, ours] = positions_3N[axis, :, None] * frequencies_F[ours]
     angles_ND = torch.cat((angles_NF, angles_NF), dim=1)
-    return angles_ND.cos(), angles_ND.sin()
+    return angles_ND.cos() * scale, angles_ND.sin() * scale
+
+
+def rotary_frequencies(config: TextConfig, device: torch.device) -> tuple[Tensor, float]:
+    """Radians per position, fp32 [F], and the factor of cos and sin.
+
+    YaRN divides the slow frequencies by its factor, keeps the fast ones, and blends those between, counted by how often
+    they turn within the positions that were trained. The axes are interleaved afterwards, as without it.
+    """
+    dim, yarn = config.head_dim, config.yarn
+    exponents_F = torch.arange(dim // 2, device=device, dtype=torch.float32) * 2 / dim
+    wavelengths_F = config.rope_theta**exponents_F
+    if yarn is None:
+        return 1.0 / wavelengths_F, 1.0
+    first, last = (
+        dim
+        * math.log(yarn.original_max_position_embeddings / (turns * 2 * math.pi))
+        / (2 * math.log(config.rope_theta))
+        for turns in (yarn.beta_fast, yarn.beta_slow)
+    )
+    low, high = max(math.floor(first), 0), min(math.ceil(last), dim - 1)
+    places_F = torch.arange(dim // 2, device=device, dtype=torch.float32)
+    kept_F = 1 - ((places_F - low) / max(high - low, 0.001)).clamp(0, 1)
+    frequencies_F = 1.0 / (yarn.factor * wavelengths_F) * (1 - kept_F) + 1.0 / wavelengths_F * kept_F
+    scale = yarn.attention_factor
+    return frequencies_F, 0.1 * math.log(yarn.factor) + 1.0 if scale is None else scale

@@ -4,6 +4,7 @@ Everything rests on files, nothing on memory:
 
 OUTPUT/_job/job.json                       what this folder is for; written once
 OUTPUT/_job/survey.json                    names the frozen survey; written once, after its shards
+OUTPUT/_job/survey-000001.json             names the one that took its place when what had failed was retried
 OUTPUT/_job/survey/<epoch>/assets-00000.parquet, units-00000.parquet
 OUTPUT/_job/epochs/000003.claim            this epoch belongs to one driver
 OUTPUT/_job/epochs/000003.sealed.parquet   the parts that count of that epoch; written once, by whoever comes first
@@ -12,7 +13,7 @@ OUTPUT/_job/parts/000003/<id>.parquet      rows of some units; each put is its o
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -33,6 +34,7 @@ SEALING_THREADS = 32
 class FrozenSurvey:
     """Where the survey lies and what it found."""
 
+    number: int  # 0, and one more for each retry of what failed
     folder: str  # below _job
     shards: int
     assets: int
@@ -71,12 +73,17 @@ class Books:
 
     def claim_epoch(self) -> int:
         """A new epoch that no other driver has, with all earlier ones sealed."""
-        epoch = max(self._epochs(), default=-1) + 1
+        newest = self.newest_epoch()
+        epoch = 0 if newest is None else newest + 1
         while not self.store.put_if_absent(self._claim_uri(epoch), b"{}"):
             epoch += 1
         for earlier in range(epoch):
             self._seal(earlier)
         return epoch
+
+    def newest_epoch(self) -> int | None:
+        """The epoch claimed last, or None before the first."""
+        return max(self._epochs(), default=None)
 
     def is_superseded(self, epoch: int) -> bool:
         """Whether another driver has claimed a later epoch: what is written to this one from now on may not count."""
@@ -93,10 +100,13 @@ class Books:
         _, first = np.unique(table["unit_id"].to_numpy(), return_index=True)
         return table.take(np.sort(first))
 
-    def freeze_survey(self, epoch: int, shards: Iterable[tuple[pa.Table, pa.Table]]) -> FrozenSurvey:
+    def freeze_survey(
+        self, epoch: int, shards: Iterable[tuple[pa.Table, pa.Table]], *, number: int = 0
+    ) -> FrozenSurvey:
         """Writes (assets, units) shard after shard, then the mark that makes them the survey of this job.
 
-        When another driver was first, its survey is the one that counts and is returned.
+        `number` 1 takes the place of survey 0, and so on. When another driver was first, its survey is the one that
+        counts and is returned.
         """
         folder = f"survey/{_name(epoch)}"
         counts, failed = Counter[str](shards=0, assets=0, pages=0, units=0, unit_pages=0, unit_tokens=0), Counter[str]()
@@ -107,19 +117,26 @@ class Books:
             counts["assets"] += len(assets)
             counts["pages"] += _sum(assets["pages"])
             counts["units"] += len(units)
-            counts["unit_pages"] += _sum(pc.subtract(units["last"], units["first"])) + len(units)
-            counts["unit_tokens"] += _sum(units["tokens"])
+            first_tries = units.filter(pc.equal(units["tries"], 0))  # a retried page is still one page
+            counts["unit_pages"] += _sum(pc.subtract(first_tries["last"], first_tries["first"])) + len(first_tries)
+            counts["unit_tokens"] += _sum(first_tries["tokens"])
             failed.update(code for code in assets["error_code"].to_pylist() if code)
-        mark = json.dumps({"folder": folder, "failed": failed} | counts, indent=2)
-        self.store.put_if_absent(self._uri("survey.json"), mark.encode())
+        mark = json.dumps({"number": number, "folder": folder, "failed": failed} | counts, indent=2)
+        self.store.put_if_absent(self._mark_uri(number), mark.encode())
         frozen = self.survey()
         assert frozen is not None
         return frozen
 
     def survey(self) -> FrozenSurvey | None:
-        """The frozen survey, or None when there is none yet."""
-        uri = self._uri("survey.json")
-        return FrozenSurvey(**json.loads(self.store.read(uri))) if self.store.exists(uri) else None
+        """The frozen survey that counts, or None when there is none yet."""
+        return max(self.surveys(), key=lambda survey: survey.number, default=None)
+
+    def surveys(self) -> Iterator[FrozenSurvey]:
+        """All that were frozen, the first one first."""
+        number = 0
+        while self.store.exists(self._mark_uri(number)):
+            yield FrozenSurvey(**json.loads(self.store.read(self._mark_uri(number))))
+            number += 1
 
     def survey_assets(self, survey: FrozenSurvey, shard: int) -> pa.Table:
         return self._read_table(self._shard_uri(survey.folder, "assets", shard))
@@ -127,9 +144,14 @@ class Books:
     def survey_units(self, survey: FrozenSurvey, shard: int) -> pa.Table:
         return self._read_table(self._shard_uri(survey.folder, "units", shard))
 
-    def read_part(self, part: str) -> pa.Table:
-        """The rows of a part that `sealed` named."""
-        return self._read_table(self._uri("parts", part))
+    def parts(self, epoch: int) -> list[str]:
+        """The parts that lie in an epoch now, whether they will count or not."""
+        folder = self._uri("parts", _name(epoch))
+        return [f"{_name(epoch)}/{part.uri.rsplit('/', 1)[-1]}" for part in self.store.list(folder)]
+
+    def read_part(self, part: str, columns: Sequence[str] | None = None) -> pa.Table:
+        """The rows of a part that `sealed` or `parts` named, or only some columns of them."""
+        return self._read_table(self._uri("parts", part), columns)
 
     def _epochs(self) -> Iterator[int]:
         for asset in self.store.list(self._uri("epochs")):
@@ -155,14 +177,19 @@ class Books:
         with self.store.open(part) as file:
             return pq.read_table(file, columns=["unit_id"])["unit_id"].unique().to_pylist()
 
-    def _read_table(self, uri: str) -> pa.Table:
-        return pq.read_table(pa.BufferReader(self.store.read(uri)))
+    def _read_table(self, uri: str, columns: Sequence[str] | None = None) -> pa.Table:
+        """Raises OSError also when the bytes are not those that were written."""
+        data = pa.BufferReader(self.store.read(uri))
+        return pq.read_table(data, columns=columns, page_checksum_verification=True)
 
     def _claim_uri(self, epoch: int) -> str:
         return self._uri("epochs", f"{_name(epoch)}.claim")
 
     def _seal_uri(self, epoch: int) -> str:
         return self._uri("epochs", f"{_name(epoch)}.sealed.parquet")
+
+    def _mark_uri(self, number: int) -> str:
+        return self._uri(f"survey-{number:06d}.json" if number else "survey.json")
 
     def _shard_uri(self, folder: str, table: str, shard: int) -> str:
         return self._uri(folder, f"{table}-{shard:05d}.parquet")

@@ -37,7 +37,7 @@ from pipeline.tables import (
 SHARD_MEMORY_BYTES = 2**30
 
 _SHARDS = pa.schema([("shard", pa.int64()), ("part", pa.list_(pa.string())), ("unit_id", pa.list_(pa.string()))])
-_PAGE_COLUMNS = ("doc_id", "page_no", "status", "error_stage", "error_code", "error_message", "markdown")
+_PAGE_COLUMNS = ("doc_id", "page_no", "status", "error_stage", "error_code", "error_message", "attempts", "markdown")
 
 
 def close_shards(store: StoreOptions, output: str, survey: FrozenSurvey, sealed: pa.Table) -> Iterator[ClosedShard]:
@@ -101,12 +101,28 @@ def read_units(books: Books, sealed: pa.Table) -> pa.Table:
 
 
 def shard_pages(assets: pa.Table, units: pa.Table, read: pa.Table) -> pa.Table:
-    """Every page of the assets exactly once, in the order of assets and pages, in the shape of PARTS."""
+    """Every page of the assets exactly once, in the order of assets and pages, in the shape of PARTS.
+
+    Of a page that was retried, `read` has a row for each time: the last one stays.
+    """
     skipped = parts_table([("", skipped_page(asset_id, page_no)) for asset_id, page_no in _skipped(assets, units)])
     pages = pa.concat_tables([read, skipped])
     place = pc.index_in(pages["doc_id"], value_set=assets["asset_id"].combine_chunks()).to_numpy()
     page_no = pages["page_no"].to_numpy()
-    order = np.lexsort((page_no, place))
+    tries_of = (
+        units["tries"]
+        .combine_chunks()
+        .take(pc.index_in(pages["unit_id"].combine_chunks(), value_set=units["unit_id"].combine_chunks()))
+    )
+    tries = pc.fill_null(tries_of, 0).to_numpy()
+    order = np.lexsort((tries, page_no, place))
+    is_newest = np.ones(len(order), dtype=bool)
+    is_newest[:-1] = ~(
+        (place[order][:-1] == place[order][1:])
+        & (page_no[order][:-1] == page_no[order][1:])
+        & (tries[order][:-1] < tries[order][1:])
+    )
+    order = order[is_newest]
     wanted = [(at, number) for at, count in enumerate(assets["pages"].to_pylist()) for number in range(1, count + 1)]
     wanted_place, wanted_page_no = np.array(wanted, dtype=np.int64).reshape(-1, 2).T
     assert np.array_equal(place[order], wanted_place), "some document has too few or too many rows for its pages"
@@ -186,7 +202,7 @@ def _outcome(
 
 
 def _failure(row: dict[str, Any]) -> Failure:
-    return Failure(Stage(row["error_stage"]), ErrorCode(row["error_code"]), row["error_message"])
+    return Failure(Stage(row["error_stage"]), ErrorCode(row["error_code"]), row["error_message"], row["attempts"])
 
 
 def _count(table: pa.Table) -> Counts:

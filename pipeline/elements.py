@@ -8,6 +8,7 @@ from pipeline.grids import Grid, escape_tags, grid_html, grid_markdown, grid_tex
 from pipeline.records import Box
 
 _LINE_START = re.compile(r"^(#{1,6}\s|```|~~~)", re.MULTILINE)
+_SPECIAL_TOKEN = re.compile(r"<\|[A-Za-z0-9_]+\|>\Z")
 _MATH = re.compile(r"\$\$(.*)\$\$|\\\[(.*)\\\]|\\\((.*)\\\)|\$([^$]*)\$", re.DOTALL)
 
 
@@ -30,6 +31,14 @@ def clean_text(text: str) -> str:
     whole = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
     lines = whole.replace("\0", "").replace("\r\n", "\n").replace("\r", "\n")
     return unicodedata.normalize("NFC", lines)
+
+
+def without_special_tokens(text: str) -> str:
+    """An answer without the tokens that end it and the space around it."""
+    text = text.strip()
+    while token := _SPECIAL_TOKEN.search(text):
+        text = text[: token.start()].rstrip()
+    return text
 
 
 def escape_markdown(text: str) -> str:

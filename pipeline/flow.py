@@ -17,7 +17,7 @@ from pipeline.decode import DecodeOptions
 from pipeline.documents import DocumentOptions
 from pipeline.job import ParseJob, answer_settings, job_record, resolve_model
 from pipeline.listing import list_inputs
-from pipeline.manifest import ClosedShard, Manifest, make_manifest, read_manifest, write_manifest
+from pipeline.manifest import ClosedShard, Manifest, finished_manifest, make_manifest, reopen, write_manifest
 from pipeline.progress import Progress
 from pipeline.prompts import PagePrompt, page_prompt
 from pipeline.read import read_units
@@ -68,9 +68,10 @@ def prepare(job: ParseJob) -> Setup:
     store = Store(job.store_options)
     books = Books(store, job.output)
     try:
-        listing = None if books.survey() else listing_table(list_inputs(store, job.input))
+        survey = books.survey()
+        listing = None if survey else listing_table(list_inputs(store, job.input))
         books.open(job_record(job, settings))  # last: a job that cannot be run leaves no trace
-        finished = read_manifest(store, job.output)
+        finished = finished_manifest(store, job.output, survey)
     except OSError as error:
         raise ValueError(f"output {job.output} cannot be used: {error}") from error
     return Setup(job, books, prompt, document, settings, listing, finished)
@@ -106,9 +107,10 @@ def run(
         loads |= follow(pipeline, setup, survey, epoch, survey.unit_pages - count_pages(missing), stream)
         # The newest run owns the job: two that went on claiming would seal each other's epochs for ever.
         check_ownership(books, epoch)
+    reopen(books.store, books.output)
     closed = close(setup, survey, sealed, stream)
     manifest = make_manifest(
-        setup.job, setup.settings, closed, list(loads.values()), wall_seconds=time.monotonic() - began
+        setup.job, setup.settings, survey, closed, list(loads.values()), wall_seconds=time.monotonic() - began
     )
     write_manifest(books.store, books.output, manifest)
     return manifest

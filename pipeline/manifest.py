@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from typing import Any
 
+from pipeline.books import FrozenSurvey
 from pipeline.job import CHECKOUT, SCHEMA_VERSION, ParseJob, config_hash, redacted
 from pipeline.rows import ReplicaLoad
 from pipeline.store import Store, join
@@ -50,6 +51,7 @@ class ClosedShard:
 @dataclass(frozen=True, slots=True)
 class Manifest:
     schema_version: int
+    survey: str  # the one that was closed; a retry has another
     config_hash: str
     config: Mapping[str, Any]
     versions: Mapping[str, str]
@@ -71,6 +73,7 @@ class Manifest:
 def make_manifest(
     job: ParseJob,
     settings: dict[str, str],
+    survey: FrozenSurvey,
     shards: Sequence[ClosedShard],
     loads: Sequence[ReplicaLoad],
     *,
@@ -80,6 +83,7 @@ def make_manifest(
     steps = sum(load.steps for load in loads)
     return Manifest(
         schema_version=SCHEMA_VERSION,
+        survey=survey.folder,
         config_hash=config_hash(settings),
         config=settings | redacted(job),
         versions=versions(),
@@ -100,9 +104,20 @@ def write_manifest(store: Store, output: str, manifest: Manifest) -> None:
     store.put(join(output, "_SUCCESS"), b"")
 
 
+def reopen(store: Store, output: str) -> None:
+    """Takes the mark away, before tables are written that the manifest does not know."""
+    store.delete(join(output, "_SUCCESS"))
+
+
+def finished_manifest(store: Store, output: str, survey: FrozenSurvey | None) -> Manifest | None:
+    """The manifest of a job that is done with this survey, or None when it is not."""
+    manifest = read_manifest(store, output) if store.exists(join(output, "_SUCCESS")) else None
+    return manifest if manifest and survey and manifest.survey == survey.folder else None
+
+
 def read_manifest(store: Store, output: str) -> Manifest | None:
-    """The manifest of a finished job, or None when it is not finished."""
-    if not store.exists(join(output, "_SUCCESS")):
+    """The manifest written last, or None before the first. A retry may have begun since."""
+    if not store.exists(join(output, "_job.json")):
         return None
     fields = json.loads(store.read(join(output, "_job.json")))
     counted = {name: Counts(**fields[name]) for name in ("documents", "pages")}

@@ -6,13 +6,12 @@ from dataclasses import replace
 
 from model.request import Completion
 from pipeline.boxes import tile_to_page
-from pipeline.elements import Element, clean_text
+from pipeline.elements import Element, clean_text, without_special_tokens
 from pipeline.parse_html import parse_html
 from pipeline.parse_markdown import parse_markdown
 from pipeline.prompts import Output
 from pipeline.records import Block, ErrorCode, Failure, PageFacts, PageRow, PageStatus, Stage, Word
 
-_SPECIAL_TOKEN = re.compile(r"<\|[A-Za-z0-9_]+\|>\Z")
 _HTML_FENCE = re.compile(r"```(?:html|xml)?[ \t]*(?=[<\n]|\Z)", re.IGNORECASE)
 _PARAGRAPH = re.compile(r"\n(?:[ \t]*\n)+")
 
@@ -100,19 +99,12 @@ def _parsed(answer: str, output: Output) -> tuple[Sequence[Element], bool]:
 
 def _unwrapped(text: str, output: Output) -> str:
     """An answer as clean text without the tokens that end it and the fence it may be wrapped in, whole or cut off."""
-    text = _without_special_tokens(clean_text(text))
+    text = without_special_tokens(clean_text(text))
     if output == "html":
         text = _HTML_FENCE.sub("", text)
     else:
         text = _without_fence(text, ("markdown", "md") if output == "markdown" else ("text", "txt", "plaintext"))
-    return _without_special_tokens(text)
-
-
-def _without_special_tokens(text: str) -> str:
-    text = text.strip()
-    while token := _SPECIAL_TOKEN.search(text):
-        text = text[: token.start()].rstrip()
-    return text
+    return without_special_tokens(text)
 
 
 def _without_fence(text: str, names: Sequence[str]) -> str:

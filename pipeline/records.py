@@ -41,12 +41,18 @@ class ErrorCode(StrEnum):
     PAGE_LOAD_FAILED = "page_load_failed"
     ZERO_SIZE_PAGE = "zero_size_page"
     PAGE_TOO_LARGE = "page_too_large"
+    NO_VIDEO = "no_video"
+    NO_DECODER = "no_decoder"
+    NO_FRAMES = "no_frames"
+    BAD_DIMENSIONS = "bad_dimensions"
+    TRUNCATED_FILE = "truncated_file"
     IMAGE_BOMB = "image_bomb"
     TOO_MANY_PAGES = "too_many_pages"
     RENDER_TIMEOUT = "render_timeout"
     RENDER_CRASH = "render_crash"
     RENDER_OOM = "render_oom"
     INFER_REJECTED = "infer_rejected"
+    INFER_CRASH = "infer_crash"
     OUTPUT_TRUNCATED = "output_truncated"
 
     @property
@@ -64,6 +70,7 @@ _RETRYABLE = frozenset(
         ErrorCode.RENDER_TIMEOUT,
         ErrorCode.RENDER_CRASH,
         ErrorCode.RENDER_OOM,
+        ErrorCode.INFER_CRASH,
     }
 )
 
@@ -89,6 +96,7 @@ class Failure:
     stage: Stage
     code: ErrorCode
     message: str
+    attempts: int = 1  # that were made before it was given up
 
 
 class BadInput(Exception):  # noqa: N818 - a state of the input, not an error of ours
@@ -132,10 +140,12 @@ class Unit:
     first: int
     last: int
     tokens: int  # visual tokens these pages will cost, estimated from their sizes
+    tries: int = 0  # earlier attempts at these pages: not 0 in a retry of what failed
 
     @property
     def unit_id(self) -> str:
-        return stable_id(self.asset_id, str(self.first), str(self.last))
+        again = [str(self.tries)] if self.tries else []
+        return stable_id(self.asset_id, str(self.first), str(self.last), *again)
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,6 +174,11 @@ class PageFacts:
     is_blank: bool
     flags: tuple[str, ...]  # e.g. "missing_fonts", "has_forms", "has_xfa"
     decode_ms: float
+
+    @property
+    def number(self) -> int:
+        """Its place among the pieces of its asset, from 1."""
+        return self.page_no
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,3 +236,100 @@ class PageRow:
     infer_ms: float
     raw_output: str  # what the model wrote, when the job keeps it; otherwise ""
     blocks: tuple[Block, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class WindowSpan:
+    """A window of a video: [start_us, end_us) on the video's clock, whose 0 is the first instant of the video track."""
+
+    index: int  # 1-based place of the window in its video, as pages are numbered
+    start_us: int
+    end_us: int
+    frame_us: tuple[int, ...]  # when each sampled frame begins to show, ascending, on the video's clock
+    origin_us: int  # where the times in the prompt count from: a pair reads (mean of its two times - origin) / 1e6
+
+
+@dataclass(frozen=True, slots=True)
+class WindowFacts:
+    """What decoding says about a window besides its pixels."""
+
+    span: WindowSpan
+    core_end_us: int  # where the next window begins (for the last: end_us): what happens before is this window's alone
+    width: int  # pixels of the frames the model sees, upright and with square pixels
+    height: int
+    decode_errors: int  # packets of [start_us, core_end_us) that could not be decoded
+    corrupt_frames: int  # frames of it that the decoder marked as damaged; none of them was sampled
+    flags: tuple[str, ...]  # truncated_file (the file ends before the window does), held_frame (nothing new is shown)
+    decode_ms: float
+
+    @property
+    def number(self) -> int:
+        """Its place among the pieces of its asset, from 1."""
+        return self.span.index
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """A decoded window: its facts and its frames, uint8 RGB [T, H, W, 3], sides multiples of 32."""
+
+    facts: WindowFacts
+    frames_THWC: NDArray[np.uint8]
+
+
+@dataclass(frozen=True, slots=True)
+class WindowEvent:
+    """An event as far as one window shows it: [start_us, end_us) on the video's clock, at sampled frames."""
+
+    start_us: int
+    end_us: int
+    description: str
+    label: str  # "" without
+    confidence: float | None  # as the model claims it, 0 to 1
+    flags: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ParsedEvents:
+    """What an answer about a window says, in order of start, and what was wrong with it."""
+
+    events: tuple[WindowEvent, ...]
+    flags: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class EventSource:
+    """One window's view of an event, with the words of that window."""
+
+    window: int  # the index of its WindowSpan
+    start_us: int
+    end_us: int
+    description: str
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """Something that happens in a video: [start_us, end_us) on its clock, from every window that shows it."""
+
+    event_id: str
+    video_id: str
+    chapter_id: str
+    start_us: int
+    end_us: int
+    label: str  # "" without
+    description: str
+    confidence: float | None  # as the model claims it, 0 to 1
+    flags: tuple[str, ...]
+    sources: tuple[EventSource, ...]  # in order of window
+
+
+@dataclass(frozen=True, slots=True)
+class Chapter:
+    """A run of related events: [start_us, end_us) from the first start to the last end."""
+
+    chapter_id: str
+    video_id: str
+    start_us: int
+    end_us: int
+    label: str  # the one most of its events have
+    title: str  # the description of its longest event
+    events: int

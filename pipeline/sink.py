@@ -1,6 +1,6 @@
 """The last stage of the reading pass: answers become rows, rows become a part, one atomic put commits it."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pyarrow as pa
 
@@ -55,10 +55,14 @@ def page_rows(answered: AnsweredUnit, options: SinkOptions) -> list[PageRow]:
     doc_id = answered.unit.asset_id
     rows = [_row(doc_id, page, options) for page in answered.pages]
     rows += [failed_page(doc_id, page_no, failure) for page_no, failure in answered.failures]
-    rows.sort(key=lambda row: row.page_no)
+    rows = [_with_earlier_tries(row, answered.unit.tries) for row in sorted(rows, key=lambda row: row.page_no)]
     wanted = list(range(answered.unit.first, answered.unit.last + 1))
     assert [row.page_no for row in rows] == wanted, f"{answered.unit}: pages {[row.page_no for row in rows]} came"
     return rows
+
+
+def _with_earlier_tries(row: PageRow, tries: int) -> PageRow:
+    return replace(row, failure=replace(row.failure, attempts=row.failure.attempts + tries)) if row.failure else row
 
 
 def _row(doc_id: str, page: AnsweredPage, options: SinkOptions) -> PageRow:

@@ -42,6 +42,7 @@ ASSETS = pa.schema(
         pa.field("error_stage", _TEXT, False),  # "" when it could be opened, as the next two
         pa.field("error_code", _TEXT, False),
         pa.field("error_message", _TEXT, False),
+        pa.field("attempts", pa.int32(), False),  # to open it, when it could not be; 0 when it could
     ]
 )
 UNITS = pa.schema(
@@ -54,6 +55,7 @@ UNITS = pa.schema(
         pa.field("first", pa.int32(), False),
         pa.field("last", pa.int32(), False),
         pa.field("tokens", pa.int64(), False),
+        pa.field("tries", pa.int32(), False),
     ]
 )
 
@@ -64,7 +66,7 @@ def listing_table(listed: Iterable[Asset | tuple[Asset, Failure]]) -> pa.Table:
     for entry in listed:
         asset, failure = entry if isinstance(entry, tuple) else (entry, None)
         if asset.asset_id not in rows:
-            rows[asset.asset_id] = _asset_row(len(rows), asset, failure)
+            rows[asset.asset_id] = asset_row(len(rows), asset, failure)
     return pa.Table.from_pylist(list(rows.values()), schema=ASSETS)
 
 
@@ -105,8 +107,8 @@ class Surveyor:
         try:
             info = self._sandbox.run(inspect_asset, asset, self._store, self._options, seconds=self._seconds)
         except BadInput as error:
-            return _asset_row(row["order"], asset, error.failure)
-        return _asset_row(row["order"], asset, None) | _info_columns(info)
+            return asset_row(row["order"], asset, error.failure)
+        return asset_row(row["order"], asset, None) | _info_columns(info)
 
 
 def cut_units(assets: pa.Table, pages: str, *, bytes_per_token: int) -> pa.Table:
@@ -157,7 +159,7 @@ def _runs(page_tokens: list[int], pages: str, max_tokens: int) -> Iterator[tuple
         yield run[0], run[-1], tokens
 
 
-def _asset_row(order: int, asset: Asset, failure: Failure | None) -> dict[str, Any]:
+def asset_row(order: int, asset: Asset, failure: Failure | None) -> dict[str, Any]:
     return {
         "order": order,
         "asset_id": asset.asset_id,
@@ -178,6 +180,7 @@ def _asset_row(order: int, asset: Asset, failure: Failure | None) -> dict[str, A
         "error_stage": failure.stage.value if failure else "",
         "error_code": failure.code.value if failure else "",
         "error_message": failure.message if failure else "",
+        "attempts": failure.attempts if failure else 0,
     }
 
 

@@ -14,24 +14,14 @@ import pyarrow.parquet as pq
 
 from pipeline.elements import clean_text
 from pipeline.records import Block, DocumentStatus, Failure, PageRow
+from pipeline.schema import column as _column
+from pipeline.schema import list_of as _list
+from pipeline.schema import struct as _struct
 
 _ROW_GROUP_BYTES = 64 * 2**20
 
 _STRING, _TEXT, _FLAG = pa.string(), pa.large_string(), pa.bool_()
 _INT16, _INT32, _INT64, _FLOAT, _DOUBLE = pa.int16(), pa.int32(), pa.int64(), pa.float32(), pa.float64()
-
-
-def _column(name: str, type: pa.DataType, description: str, *, nullable: bool = False) -> pa.Field:
-    return pa.field(name, type, nullable, {b"description": description.encode()})
-
-
-def _struct(*fields: tuple[str, pa.DataType]) -> pa.DataType:
-    return pa.struct([pa.field(name, type, False) for name, type in fields])
-
-
-def _list(type: pa.DataType) -> pa.DataType:
-    return pa.list_(pa.field("item", type, False))
-
 
 _BOX = _struct(("l", _FLOAT), ("t", _FLOAT), ("r", _FLOAT), ("b", _FLOAT))
 _SPAN = _struct(("page", _INT32), ("start", _INT64), ("end", _INT64))
@@ -48,6 +38,7 @@ _ERROR = [
     _column("error_code", _STRING, 'why, as a stable word like encrypted or output_truncated; "" if nothing did'),
     _column("error_message", _STRING, "the same in words to act on"),
     _column("retryable", _FLAG, "whether trying again may help"),
+    _column("attempts", _INT32, "how often it was tried before it was given up; 0 if nothing went wrong"),
 ]
 _DOC_ID = _column("doc_id", _STRING, "hash of the input's uri and version: the same in every run")
 _PAGE_NO = _column("page_no", _INT32, "1-based number of the page in the source file, never renumbered")
@@ -224,10 +215,12 @@ def blocks_table(parts: pa.Table) -> pa.Table:
 
 
 def to_parquet(table: pa.Table) -> bytes:
-    """A Parquet file in memory: zstd, statistics and page indexes, row groups of about 64 MiB."""
+    """A Parquet file in memory: zstd, checksums, statistics and page indexes, row groups of about 64 MiB."""
     rows = max(1, min(len(table), len(table) * _ROW_GROUP_BYTES // max(table.nbytes, 1)))
     sink = pa.BufferOutputStream()
-    pq.write_table(table, sink, compression="zstd", write_page_index=True, row_group_size=rows)
+    pq.write_table(
+        table, sink, compression="zstd", write_page_checksum=True, write_page_index=True, row_group_size=rows
+    )
     return sink.getvalue().to_pybytes()
 
 
@@ -325,10 +318,11 @@ def _block_columns(block: Block) -> dict[str, Any]:
 
 def _failure_columns(failure: Failure | None) -> dict[str, Any]:
     if failure is None:
-        return {"error_stage": "", "error_code": "", "error_message": "", "retryable": False}
+        return {"error_stage": "", "error_code": "", "error_message": "", "retryable": False, "attempts": 0}
     return {
         "error_stage": failure.stage.value,
         "error_code": failure.code.value,
         "error_message": clean_text(failure.message),
         "retryable": failure.code.retryable,
+        "attempts": failure.attempts,
     }

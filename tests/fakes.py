@@ -8,6 +8,7 @@ from pathlib import Path
 from model.request import Completion, Prompt
 from pipeline.native import read_asset_pages
 from pipeline.sandbox import Sandbox
+from pipeline.suspects import Ledger, Verdict
 
 
 @dataclass(frozen=True)
@@ -22,16 +23,21 @@ class FakeStats:
 
 
 class FakeEngine:
-    """Answers the oldest `max_batch_size` prompts in a step with their draft text; refuses drafts with REFUSE inside.
+    """Answers the oldest `max_batch_size` prompts in a step with their draft text; refuses those with `refuses` inside.
 
     Where `dies_at` is given, the process dies at the first prompt that has it in its draft, once: it leaves that file.
+    Drafts with `kills` inside kill it every time.
     """
 
-    def __init__(self, *, max_batch_size: int, step_seconds: float, dies_at: str, died: Path) -> None:
+    def __init__(
+        self, *, max_batch_size: int, step_seconds: float, dies_at: str, died: Path, refuses: str, kills: str
+    ) -> None:
         self._waiting: list[Prompt] = []
         self._step_seconds = step_seconds
         self._dies_at = dies_at
         self._died = died
+        self._refuses = refuses
+        self._kills = kills
         self.stats = FakeStats(max_batch_size)
 
     @property
@@ -39,7 +45,7 @@ class FakeEngine:
         return bool(self._waiting)
 
     def add(self, prompt: Prompt) -> None:
-        if "REFUSE" in prompt.draft_text:
+        if self._refuses and self._refuses in prompt.draft_text:
             raise ValueError(f"{prompt.key} can never fit")
         expected = int(prompt.grids_G3.prod(axis=1).sum())
         assert prompt.patches_PC.shape == (expected, 768), f"{prompt.patches_PC.shape} patches, {expected} expected"
@@ -51,6 +57,8 @@ class FakeEngine:
         del self._waiting[: self.stats.max_batch_size]
         if self._dies_at and any(self._dies_at in prompt.draft_text for prompt in batch) and not self._died.exists():
             self._died.touch()
+            os._exit(1)
+        if self._kills and any(self._kills in prompt.draft_text for prompt in batch):
             os._exit(1)
         self.stats = replace(self.stats, steps=self.stats.steps + 1, running_sum=self.stats.running_sum + len(batch))
         return [completion(prompt) for prompt in batch]
@@ -64,10 +72,17 @@ class FakeLoader:
     step_seconds: float = 0.0
     dies_at: str = ""
     died: Path = Path("/nonexistent")
+    refuses: str = "REFUSE"
+    kills: str = ""
 
     def __call__(self) -> FakeEngine:
         return FakeEngine(
-            max_batch_size=self.max_batch_size, step_seconds=self.step_seconds, dies_at=self.dies_at, died=self.died
+            max_batch_size=self.max_batch_size,
+            step_seconds=self.step_seconds,
+            dies_at=self.dies_at,
+            died=self.died,
+            refuses=self.refuses,
+            kills=self.kills,
         )
 
 
@@ -91,3 +106,22 @@ class CrashingSandbox(Sandbox):
 
     def iterate(self, function, *args, seconds):
         return super().iterate(read_until_a_crash, *args, seconds=seconds)
+
+
+class DirectLedger:
+    """The ledger of suspects in this very process."""
+
+    def __init__(self) -> None:
+        self.ledger = Ledger()
+
+    def started(self, replica: str) -> None:
+        self.ledger.started(replica)
+
+    async def begin(self, replica: str, unit_id: str) -> Verdict:
+        return self.ledger.begin(replica, unit_id)
+
+    async def begin_page(self, replica: str, unit_id: str, page_no: int) -> None:
+        self.ledger.begin_page(replica, unit_id, page_no)
+
+    async def end(self, replica: str, unit_id: str) -> None:
+        self.ledger.end(replica, unit_id)

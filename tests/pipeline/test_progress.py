@@ -75,6 +75,7 @@ def test_a_terminal_gets_one_line_that_is_overwritten():
 
 MANIFEST = Manifest(
     schema_version=1,
+    survey="survey/000000",
     config_hash="abc",
     config={},
     versions={},
@@ -99,7 +100,7 @@ def test_the_summary_tells_the_counts_of_the_tables_and_how_to_look():
 
 
 def test_the_plan_tells_what_reading_will_take():
-    survey = FrozenSurvey("survey/000000", 1, 25, {"corrupt": 2, "encrypted": 4}, 300, 60, 250, 500_000)
+    survey = FrozenSurvey(0, "survey/000000", 1, 25, {"corrupt": 2, "encrypted": 4}, 300, 60, 250, 500_000)
     text = plan_text(survey, 1000.0, "as given")
     assert "25: 19 can be read, failed 6 (encrypted 4, corrupt 2)" in text
     assert "250 to read of 300" in text

@@ -93,11 +93,11 @@ DOCUMENT = DocumentRow(
     tokens_out=7,
     user=(("case", "17"), ("tag", "")),
 )
-FAILURE_COLUMNS = ["error_stage", "error_code", "error_message", "retryable"]
+FAILURE_COLUMNS = ["error_stage", "error_code", "error_message", "retryable", "attempts"]
 
 
 def columns_of(row_type: type) -> list[str]:
-    """The columns a dataclass stands for: a failure is four of them, a box is called bbox."""
+    """The columns a dataclass stands for: a failure is five of them, a box is called bbox."""
     columns: list[str] = []
     for name in (field.name for field in fields(row_type)):
         columns += FAILURE_COLUMNS if name == "failure" else [name.replace("box", "bbox")]
@@ -137,8 +137,8 @@ def test_a_page_comes_back_from_its_part_value_for_value() -> None:
         "d1#2",
         "failed",
     )
-    assert [first[name] for name in FAILURE_COLUMNS] == ["infer", "output_truncated", "cut off", False]
-    assert [second[name] for name in FAILURE_COLUMNS] == ["read", "throttled", "slow", True]
+    assert [first[name] for name in FAILURE_COLUMNS] == ["infer", "output_truncated", "cut off", False, 1]
+    assert [second[name] for name in FAILURE_COLUMNS] == ["read", "throttled", "slow", True, 1]
 
 
 def test_blocks_follow_their_pages_with_ids_and_boxes() -> None:
@@ -175,7 +175,7 @@ def test_a_document_comes_back_value_for_value() -> None:
     assert row["pdf_info"]["has_xfa"] is True
     assert row["user"] == [("case", "17"), ("tag", "")]
     assert (row["source_size"], row["tokens_in"], row["status"]) == (2**40, 2**33, "partial")
-    assert [row[name] for name in FAILURE_COLUMNS] == ["", "", "", False]
+    assert [row[name] for name in FAILURE_COLUMNS] == ["", "", "", False, 0]
     assert (other["page_spans"], other["user"], other["pdf_info"]["author"]) == ([], [], "")
 
 

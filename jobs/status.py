@@ -1,0 +1,46 @@
+"""Shows how far a job is, from its files: `python -m jobs.status OUTPUT`. Needs no Ray and disturbs nobody."""
+
+import argparse
+import sys
+import time
+from collections.abc import Sequence
+
+from jobs.options import add_store_options, store_options
+from pipeline.books import Books
+from pipeline.progress import failures
+from pipeline.status import JobStatus, job_status
+from pipeline.store import Store, absolute
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m jobs.status", description=__doc__)
+    parser.add_argument("output", metavar="OUTPUT", help="where the job writes to")
+    add_store_options(parser)
+    parser.add_argument("--every", type=float, metavar="SECONDS", help="show it again and again until the job is done")
+    flags = parser.parse_args(argv)
+    books = Books(Store(store_options(flags)), absolute(flags.output))
+    while True:
+        status = job_status(books)
+        print(report(status), flush=True)
+        if flags.every is None or status.finished:
+            return 0 if status.survey else 1
+        time.sleep(flags.every)
+
+
+def report(status: JobStatus) -> str:
+    if status.survey is None:
+        return "no job here" if status.epochs == 0 else "the inputs are being opened"
+    done = status.pages.total()
+    states = ", ".join(f"{state} {count:,}" for state, count in sorted(status.pages.items()))
+    return "\n".join(
+        [
+            f"inputs  {status.survey.assets:,}, {failures(status.survey.failed)}",
+            f"pages   {done:,}/{status.survey.unit_pages:,}" + (f": {states}" if states else ""),
+            f"failed  {failures(status.failed).removeprefix('failed ')}",
+            f"state   {'finished' if status.finished else 'not finished'}, run {status.epochs}",
+        ]
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,195 @@
+"""Training material in rectangular batches: pages or clips of one shape with their answers, and where to look for each
+token of an answer.
+
+Letters: B samples of a batch, T tokens of one (the shorter ones are filled up), N = B x T, P patches, C values of a
+patch, M visual tokens of all samples, Q cells of a visual token, A letters of the alphabet.
+"""
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from jobs.sample_truth import SamplePage
+from jobs.sample_videos import answer_for, clip_window, disturb, is_clear, make_clip, pairs_of
+from jobs.samples import Difficulty, Glyph, render_with_glyphs
+from model.processor import Processor
+from model.request import Frames, Prompt, Sampling
+
+ALPHABET = [chr(code) for code in range(33, 127)]
+CELL_WIDTH, CELL_HEIGHT = 8, 16  # pixels: the probe names the letters in each such cell of a visual token
+MARKDOWN, HTML, EVENTS = "qwenvl markdown", "qwenvl html", "qwenvl events"
+NOWHERE = -1  # in place of a target: the next token stands nowhere in the prompt
+CLIP_SIZES = ((160, 96), (128, 96), (192, 96))
+CLIP_SECONDS = (4, 8, 12, 16)
+CLIP_FPS = 2.0
+POOL = 4  # batches made at once, so that answers of like length come together
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """A prompt followed by its true answer."""
+
+    prompt: Prompt
+    answer_start: int
+    targets_T: NDArray[np.int64]  # the token of the prompt in which token t of the answer is to be read, or NOWHERE
+    glyphs_MQA: NDArray[np.bool_] | None  # the letters in each cell of each visual token; None where nobody knows
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingBatch:
+    token_ids_BT: NDArray[np.int64]
+    positions_3N: NDArray[np.int32]
+    is_answer_BT: NDArray[np.bool_]  # the tokens the network has to predict
+    targets_BT: NDArray[np.int64]
+    patches_PC: NDArray[np.uint8]
+    grids_G3: list[tuple[int, int, int]]
+    glyphs_MQA: NDArray[np.bool_] | None
+
+
+def page_batches(
+    processor: Processor,
+    rng: np.random.Generator,
+    difficulty: Difficulty,
+    *,
+    held_out: bool,
+    token_budget: int,
+    html_share: float = 0.0,
+) -> Iterator[TrainingBatch]:
+    """A few batches of pages of one random size, each of about `token_budget` tokens."""
+    width, height = difficulty.sizes[int(rng.integers(len(difficulty.sizes)))]
+    count = max(POOL, POOL * token_budget // (2 * width * height // processor.pixel_multiple**2 + 24))
+    instruction = HTML if rng.random() < html_share else MARKDOWN
+    pages = render_with_glyphs(rng, difficulty, count, held_out=held_out, size=(width, height))
+    samples = [page_sample(processor, page, pixels, found, instruction) for page, pixels, found in pages]
+    yield from _cut(samples, token_budget)
+
+
+def clip_batches(
+    processor: Processor, rng: np.random.Generator, *, held_out: bool, token_budget: int
+) -> Iterator[TrainingBatch]:
+    """A few batches of windows of clips, all of one size and length."""
+    size = CLIP_SIZES[int(rng.integers(len(CLIP_SIZES)))]
+    seconds = CLIP_SECONDS[int(rng.integers(len(CLIP_SECONDS)))]
+    tokens = int(seconds * CLIP_FPS / 2) * (size[0] * size[1] // processor.pixel_multiple**2 + 12) + 60
+    count = max(POOL, POOL * token_budget // tokens)
+    samples: list[Sample] = []
+    while len(samples) < count:
+        clip = make_clip(rng, seconds=3.0 * seconds, size=size, held_out=held_out)
+        # Windows of the pipeline start anywhere in a video, but their own clocks start near 0.
+        start = float(rng.uniform(0, 2.0 * seconds))
+        frames_THWC, times = clip_window(clip, start, seconds, fps=CLIP_FPS)
+        if not is_clear(clip, times):
+            continue
+        origin = start if rng.random() < 0.7 else 0.0
+        if rng.random() < 0.7:
+            frames_THWC = disturb(rng, frames_THWC)
+        answer = answer_for(clip, pairs_of(times), origin)
+        frames = Frames(frames_THWC, tuple(time - origin for time in times))
+        samples.append(clip_sample(processor, frames, answer))
+    yield from _cut(samples, token_budget)
+
+
+def page_sample(
+    processor: Processor, page: SamplePage, pixels_HWC: NDArray[np.uint8], glyphs: list[Glyph], instruction: str
+) -> Sample:
+    prompt = processor.encode("", [Frames(pixels_HWC[None]), instruction], Sampling())
+    answer = page.html() if instruction == HTML else page.markdown()
+    multiple = processor.pixel_multiple
+    height, width = pixels_HWC.shape[:2]
+    first = int(np.flatnonzero(prompt.token_ids_T == processor.config.image_token_id)[0])
+    places = {
+        index: first + int(glyph.y // multiple) * (width // multiple) + int(glyph.x // multiple)
+        for index, glyph in aligned(answer, glyphs, is_html=instruction == HTML).items()
+        if 0 <= glyph.x < width and 0 <= glyph.y < height
+    }
+    return _with_answer(processor, prompt, answer, places, glyphs_of_cells(glyphs, width, height, multiple))
+
+
+def clip_sample(processor: Processor, frames: Frames, answer: str) -> Sample:
+    return _with_answer(processor, processor.encode("", [frames, EVENTS], Sampling()), answer, {}, None)
+
+
+def aligned(answer: str, glyphs: Sequence[Glyph], *, is_html: bool) -> dict[int, Glyph]:
+    """Which printed character each character of the answer is read from. What only Markdown or HTML writes stands
+    nowhere; what only the page shows (the numbers of HTML lists) is passed over."""
+    if is_html:
+        answer = re.sub(r"```\w*|<[^>]*>", lambda mark: " " * len(mark[0]), answer)
+    reach = 4 if is_html else 1
+    found: dict[int, Glyph] = {}
+    cursor = 0
+    for index, character in enumerate(answer):
+        for ahead in range(cursor, min(cursor + reach, len(glyphs))):
+            if character == glyphs[ahead].character:
+                found[index] = glyphs[ahead]
+                cursor = ahead + 1
+                break
+    return found
+
+
+def glyphs_of_cells(glyphs: Sequence[Glyph], width: int, height: int, multiple: int) -> NDArray[np.bool_]:
+    """bool [visual tokens, cells, alphabet]: the characters whose middle lies in each cell of a token."""
+    down, across = multiple // CELL_HEIGHT, multiple // CELL_WIDTH
+    seen = np.zeros((height // multiple, width // multiple, down, across, len(ALPHABET)), dtype=bool)
+    for glyph in glyphs:
+        letter = ord(glyph.character) - 33
+        if 0 <= glyph.x < width and 0 <= glyph.y < height and 0 <= letter < len(ALPHABET):
+            row, column = int(glyph.y // CELL_HEIGHT), int(glyph.x // CELL_WIDTH)
+            seen[row // down, column // across, row % down, column % across, letter] = True
+    return seen.reshape(-1, down * across, len(ALPHABET))
+
+
+def _with_answer(
+    processor: Processor, prompt: Prompt, answer: str, places: dict[int, int], glyphs_MQA: NDArray[np.bool_] | None
+) -> Sample:
+    """`places`: for characters of the answer, the token of the prompt they are read from."""
+    tokenizer = processor.tokenizer
+    encoded = tokenizer.encode(answer, add_special_tokens=False)
+    answer_ids = [*encoded.ids, tokenizer.token_to_id("<|im_end|>")]
+    start = len(prompt.token_ids_T)
+    targets_T = np.full(start + len(answer_ids), NOWHERE, dtype=np.int64)
+    for index, (first, end) in enumerate(encoded.offsets):
+        targets_T[start + index] = next((places[at] for at in range(first, end) if at in places), NOWHERE)
+    positions = prompt.next_position + np.arange(len(answer_ids), dtype=np.int32)
+    whole = replace(
+        prompt,
+        token_ids_T=np.concatenate([prompt.token_ids_T, np.array(answer_ids, dtype=np.int32)]),
+        positions_3T=np.concatenate([prompt.positions_3T, np.tile(positions, (3, 1))], axis=1),
+        next_position=prompt.next_position + len(answer_ids),
+    )
+    return Sample(whole, start, targets_T, glyphs_MQA)
+
+
+def _cut(samples: list[Sample], token_budget: int) -> Iterator[TrainingBatch]:
+    """Samples of like length together, as many as fill the budget."""
+    ordered = sorted(samples, key=lambda sample: -len(sample.targets_T))
+    while ordered:
+        count = max(1, token_budget // len(ordered[0].targets_T))
+        yield _joined(ordered[:count])
+        ordered = ordered[count:]
+
+
+def _joined(samples: Sequence[Sample]) -> TrainingBatch:
+    count, longest = len(samples), max(len(sample.targets_T) for sample in samples)
+    token_ids_BT = np.zeros((count, longest), dtype=np.int64)
+    is_answer_BT = np.zeros((count, longest), dtype=bool)
+    targets_BT = np.full((count, longest), NOWHERE, dtype=np.int64)
+    positions_B3T = np.zeros((count, 3, longest), dtype=np.int32)
+    for row, sample in enumerate(samples):
+        length = len(sample.targets_T)
+        token_ids_BT[row, :length] = sample.prompt.token_ids_T
+        is_answer_BT[row, sample.answer_start : length] = True
+        targets_BT[row, :length] = sample.targets_T
+        positions_B3T[row, :, :length] = sample.prompt.positions_3T
+    found = [sample.glyphs_MQA for sample in samples if sample.glyphs_MQA is not None]
+    return TrainingBatch(
+        token_ids_BT=token_ids_BT,
+        positions_3N=positions_B3T.transpose(1, 0, 2).reshape(3, -1),
+        is_answer_BT=is_answer_BT,
+        targets_BT=targets_BT,
+        patches_PC=np.concatenate([sample.prompt.patches_PC for sample in samples]),
+        grids_G3=[tuple(grid) for sample in samples for grid in sample.prompt.grids_G3.tolist()],
+        glyphs_MQA=np.concatenate(found) if len(found) == count else None,
+    )

@@ -1,0 +1,245 @@
+"""Recounts a job from its files alone: survey, seals, parts, tables and manifest must tell the same story.
+
+Nothing that was counted while the job ran is believed. What differs comes back as sentences, none when all is well.
+"""
+
+import hashlib
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from pipeline.books import Books, FrozenSurvey
+from pipeline.close import read_units, shard_pages
+from pipeline.manifest import Counts, Manifest, TableFile, finished_manifest
+from pipeline.store import Store, join
+from pipeline.tables import BLOCKS, DOCUMENTS, PAGES, PARTS, blocks_table, pages_table
+
+TABLES = {"documents": DOCUMENTS, "pages": PAGES, "blocks": BLOCKS}
+IDS = {"documents": "doc_id", "pages": "page_id", "blocks": "block_id"}
+MAX_EXAMPLES = 3
+_STATUSES = ("ok", "blank", "truncated", "failed", "skipped")
+
+
+@dataclass(frozen=True, slots=True)
+class Recount:
+    """What was found in the files."""
+
+    inputs: int = 0  # of the survey
+    units: int = 0
+    parts: int = 0  # that count
+    late_parts: int = 0  # that came after their epoch was sealed: they do not count, and do no harm
+    documents: Counter[str] | None = None  # by status
+    pages: Counter[str] | None = None
+    blocks: int = 0
+    differences: tuple[str, ...] = ()
+
+
+def audit(store: Store, output: str) -> Recount:
+    """Reads everything the job has written, once. Memory: one shard of the survey at a time."""
+    books = Books(store, output)
+    survey = books.survey()
+    if survey is None:
+        return Recount(differences=(f"there is no job in {output}, or its survey is not finished",))
+    units = pa.concat_tables(books.survey_units(survey, shard) for shard in range(survey.shards))
+    sealed, seal_faults = _read_seals(books)
+    part_faults = list(_check_parts(books, units, sealed))
+    counted = Recount(
+        inputs=survey.assets,
+        units=len(units),
+        parts=len(sealed["part"].unique()),
+        late_parts=_count_parts(books) - len(sealed["part"].unique()),
+        differences=(*seal_faults, *_check_survey(books, survey, units), *part_faults),
+    )
+    manifest = finished_manifest(store, output, survey)
+    if manifest is None:
+        return _with(counted, ["the job is not finished: there is no _SUCCESS, or it is that of an earlier survey"])
+    if part_faults or seal_faults:
+        return _with(counted, ["the tables were not compared with parts that cannot be trusted"])
+    return _check_tables(books, survey, sealed, manifest, counted)
+
+
+def _read_seals(books: Books) -> tuple[pa.Table, list[str]]:
+    """(part, unit_id) of what counts, and the seals that cannot be read."""
+    try:
+        return books.sealed(books.newest_epoch() or 0), []
+    except (OSError, pa.ArrowException) as error:
+        return books.sealed(0), [f"a seal cannot be read: {error}"]
+
+
+def _check_survey(books: Books, survey: FrozenSurvey, units: pa.Table) -> Iterator[str]:
+    """Whether the shards hold what the survey's mark says."""
+    assets = pages = 0
+    ids: list[str] = []
+    for shard in range(survey.shards):
+        table = books.survey_assets(survey, shard)
+        assets += len(table)
+        pages += pc.sum(table["pages"]).as_py() or 0
+        ids += table["asset_id"].to_pylist()
+    yield from _unequal("inputs in the survey", assets, survey.assets)
+    yield from _unequal("pages in the survey", pages, survey.pages)
+    yield from _unequal("units in the survey", len(units), survey.units)
+    yield from _twice("inputs of the survey", ids)
+    yield from _twice("units of the survey", units["unit_id"].to_pylist())
+
+
+def _check_parts(books: Books, units: pa.Table, sealed: pa.Table) -> Iterator[str]:
+    """Whether each unit has exactly its pages in a part that can be read (Parquet's checksums are verified)."""
+    wanted = {unit["unit_id"]: unit for unit in units.select(["unit_id", "asset_id", "first", "last"]).to_pylist()}
+    counted = sealed["unit_id"].to_pylist()
+    yield from _some("units have no rows", wanted.keys() - set(counted))
+    # A retry drops the units of an input that has another version by now: only the survey before it knows them.
+    known = {unit_id for survey in books.surveys() for unit_id in _unit_ids(books, survey)}
+    yield from _some("units have rows, but are in no survey", set(counted) - known)
+    of_part: dict[str, list[str]] = {}
+    for part, unit_id in zip(sealed["part"].to_pylist(), counted, strict=True):
+        of_part.setdefault(part, []).append(unit_id)
+    for part, unit_ids in sorted(of_part.items()):
+        try:
+            rows = books.read_part(part)
+        except (OSError, pa.ArrowException) as error:
+            yield f"part {part} cannot be read: {error}"
+            continue
+        if not rows.schema.equals(PARTS):
+            yield f"part {part} has another schema"
+            continue
+        found: dict[str, list[tuple[str, int]]] = {}
+        for row in rows.select(["unit_id", "doc_id", "page_no"]).to_pylist():
+            found.setdefault(row["unit_id"], []).append((row["doc_id"], row["page_no"]))
+        for unit in (wanted[unit_id] for unit_id in unit_ids if unit_id in wanted):
+            pages = [(unit["asset_id"], page_no) for page_no in range(unit["first"], unit["last"] + 1)]
+            if found.get(unit["unit_id"]) != pages:
+                yield f"part {part}: unit {unit['unit_id']} holds other pages than the survey gave it"
+
+
+def _unit_ids(books: Books, survey: FrozenSurvey) -> Iterator[str]:
+    for shard in range(survey.shards):
+        yield from books.survey_units(survey, shard)["unit_id"].to_pylist()
+
+
+def _check_tables(
+    books: Books, survey: FrozenSurvey, sealed: pa.Table, manifest: Manifest, counted: Recount
+) -> Recount:
+    """Every file of the manifest, shard by shard, against the survey, the parts and each other."""
+    files = {file.file: file for file in manifest.tables}
+    faults = list(_check_files(books, files.keys()))
+    documents, pages, blocks = Counter[str](), Counter[str](), 0
+    errors: dict[str, Counter[str]] = {"documents": Counter(), "pages": Counter()}
+    tokens = Counter[str]()
+    ids: dict[str, list[str]] = {name: [] for name in TABLES}
+    for shard in range(survey.shards):
+        tables = {}
+        for name in TABLES:
+            tables[name], found = _read_table(books, files, f"{name}/{name}-{shard:05d}.parquet", TABLES[name])
+            faults += found
+            ids[name] += tables[name][IDS[name]].to_pylist()
+        documents.update(tables["documents"]["status"].to_pylist())
+        pages.update(tables["pages"]["status"].to_pylist())
+        blocks += len(tables["blocks"])
+        for name, counter in errors.items():
+            counter.update(filter(None, tables[name]["error_code"].to_pylist()))
+        for column in ("tokens_in", "tokens_out"):
+            tokens[column] += pc.sum(tables["pages"][column]).as_py() or 0
+        faults += _check_shard(books, survey, shard, sealed, tables)
+    for name, values in ids.items():
+        faults += _twice(f"rows of {name}", values)
+    faults += _unequal("inputs with a row", documents.total(), survey.assets)
+    faults += _unequal("documents in the manifest", manifest.documents, _counts(documents, errors["documents"]))
+    faults += _unequal("pages in the manifest", manifest.pages, _counts(pages, errors["pages"]))
+    faults += _unequal("blocks in the manifest", manifest.blocks, blocks)
+    for column in ("tokens_in", "tokens_out"):
+        faults += _unequal(f"{column} in the manifest", getattr(manifest, column), tokens[column])
+    return _with(replace(counted, documents=documents, pages=pages, blocks=blocks), faults)
+
+
+def _check_files(books: Books, listed: Iterable[str]) -> Iterator[str]:
+    """Readers take every file of a table's folder: there must be no other than the manifest's."""
+    there = {
+        asset.uri.removeprefix(join(books.output, ""))
+        for name in TABLES
+        for asset in books.store.list(join(books.output, name))
+    }
+    yield from _some("files of tables are not in the manifest", there - set(listed))
+    yield from _some("files of the manifest are gone", set(listed) - there)
+
+
+def _read_table(books: Books, files: dict[str, TableFile], file: str, schema: pa.Schema) -> tuple[pa.Table, list[str]]:
+    """The table in `file`, empty when it cannot be had, and what is wrong with the file."""
+    if file not in files:
+        return schema.empty_table(), [f"{file} is not in the manifest"]
+    try:
+        data = books.store.read(join(books.output, file))
+        table = pq.read_table(pa.BufferReader(data), page_checksum_verification=True)
+    except (OSError, pa.ArrowException) as error:
+        return schema.empty_table(), [f"{file} cannot be read: {error}"]
+    faults = list(_unequal(f"bytes of {file}", len(data), files[file].num_bytes))
+    faults += _unequal(f"sha256 of {file}", hashlib.sha256(data).hexdigest(), files[file].sha256)
+    faults += _unequal(f"rows of {file}", len(table), files[file].rows)
+    if not table.schema.equals(schema):
+        return schema.empty_table(), [*faults, f"{file} has another schema than the one documented"]
+    return table, faults
+
+
+def _check_shard(
+    books: Books, survey: FrozenSurvey, shard: int, sealed: pa.Table, tables: dict[str, pa.Table]
+) -> Iterator[str]:
+    """One row for each input, pages that add up, and pages and blocks as the parts have them."""
+    assets, units = books.survey_assets(survey, shard), books.survey_units(survey, shard)
+    documents, pages, blocks = (tables[name] for name in TABLES)
+    yield from _unequal(
+        f"inputs of shard {shard} and their rows", documents["doc_id"].to_pylist(), assets["asset_id"].to_pylist()
+    )
+    of_document: dict[str, Counter[str]] = {}
+    for doc_id, status in zip(pages["doc_id"].to_pylist(), pages["status"].to_pylist(), strict=True):
+        of_document.setdefault(doc_id, Counter())[status] += 1
+    columns = ["doc_id", "pages_total", *(f"pages_{status}" for status in _STATUSES)]
+    for row in documents.select(columns).to_pylist():
+        found = of_document.pop(row["doc_id"], Counter())
+        told = Counter({status: row[f"pages_{status}"] for status in _STATUSES if row[f"pages_{status}"]})
+        if found != told or row["pages_total"] != found.total():
+            yield f"document {row['doc_id']} says {row['pages_total']} pages {dict(told)}, the pages are {dict(found)}"
+    yield from _some("documents have pages but no row", of_document)
+    yield from _some("blocks belong to no page", set(blocks["page_id"].to_pylist()) - set(pages["page_id"].to_pylist()))
+    mine = sealed.filter(pc.is_in(sealed["unit_id"], value_set=units["unit_id"].combine_chunks()))
+    rows = shard_pages(assets, units, read_units(books, mine))
+    for name, from_parts in (("pages", pages_table(rows)), ("blocks", blocks_table(rows))):
+        if not tables[name].equals(from_parts):
+            yield f"the {name} of shard {shard} are not those of the parts"
+
+
+def _count_parts(books: Books) -> int:
+    return sum(1 for asset in books.store.list(join(books.output, "_job", "parts")) if asset.uri.endswith(".parquet"))
+
+
+def _counts(by_status: Counter[str], by_error: Counter[str]) -> Counts:
+    return Counts(dict(sorted(by_status.items())), dict(sorted(by_error.items())))
+
+
+def _with(counted: Recount, faults: Sequence[str]) -> Recount:
+    return replace(counted, differences=(*counted.differences, *faults))
+
+
+def _unequal(what: str, found: object, expected: object) -> Iterator[str]:
+    if found != expected:
+        yield f"{what}: {_short(found)}, expected {_short(expected)}"
+
+
+def _twice(what: str, ids: Sequence[str]) -> Iterator[str]:
+    unique, counts = np.unique(np.array(ids, dtype=object), return_counts=True)
+    yield from _some(f"{what} are there twice", unique[counts > 1].tolist())
+
+
+def _some(what: str, ids: Iterable[str]) -> Iterator[str]:
+    found = sorted(ids)
+    if found:
+        more = ", ..." if len(found) > MAX_EXAMPLES else ""
+        yield f"{len(found):,} {what}: {', '.join(found[:MAX_EXAMPLES])}{more}"
+
+
+def _short(value: object) -> str:
+    text = str(value)
+    return text if len(text) <= 120 else text[:117] + "..."

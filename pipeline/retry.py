@@ -1,0 +1,160 @@
+"""What failed is read again, and nothing else: a retry is a new survey that takes the place of the last one.
+
+It has the same inputs and units, those that could not be opened opened again, and further units for the pages that
+failed. From there on it is a job like any other, which can be killed and goes on; closing takes the last try of a page.
+An input that is another version by now is read anew, whole, so that no document is a mixture of two.
+"""
+
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator
+from dataclasses import replace
+from typing import Any, TextIO
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from pipeline.books import Books, FrozenSurvey
+from pipeline.flow import Setup
+from pipeline.progress import Progress
+from pipeline.records import Asset, BadInput, ErrorCode, Failure, PageStatus, Unit
+from pipeline.resources import Resources
+from pipeline.rows import Row, unit_to_row
+from pipeline.store import Store, join
+from pipeline.survey import ASSETS, MAX_UNIT_PAGES, UNITS, asset_row, cut_units, open_assets
+
+_CHANGED = (ErrorCode.CHANGED_DURING_RUN, ErrorCode.NOT_FOUND)
+_PAGE_COLUMNS = ["doc_id", "page_no", "status", "error_code", "attempts"]
+
+
+def begin_retry(setup: Setup, codes: Collection[str], resources: Resources, stream: TextIO) -> FrozenSurvey | None:
+    """The new survey of a finished job, or None when nothing failed with one of `codes` (none: with any code).
+
+    Pages that were cut off did not fail; they are retried when `output_truncated` is among the codes.
+    """
+    books = setup.books
+    survey = books.survey()
+    assert setup.finished is not None, f"{books.output} is not finished: what is left of it comes first"
+    assert survey is not None
+    epoch = books.claim_epoch()
+    failed = [_failed_pages(books, shard, codes) for shard in range(survey.shards)]
+    reopened = _reopen(setup, survey, failed, codes, resources, stream)
+    if not reopened and not any(map(len, failed)):
+        return None
+    bytes_per_token = 3 * setup.document.pixel_multiple**2
+    shards = (
+        retried_shard(
+            books.survey_assets(survey, shard),
+            books.survey_units(survey, shard),
+            failed[shard],
+            reopened,
+            pages=setup.job.pages,
+            bytes_per_token=bytes_per_token,
+        )
+        for shard in range(survey.shards)
+    )
+    return books.freeze_survey(epoch, shards, number=survey.number + 1)
+
+
+def retried_shard(
+    assets: pa.Table, units: pa.Table, failed: pa.Table, reopened: dict[int, Row], *, pages: str, bytes_per_token: int
+) -> tuple[pa.Table, pa.Table]:
+    """(assets, units) of a shard: `reopened` rows of ASSETS put in place by order, `failed` pages as new units."""
+    rows = assets.to_pylist()
+    new = [reopened[row["order"]] for row in rows if row["order"] in reopened]
+    replaced = {row["asset_id"] for row in rows if row["order"] in reopened}
+    kept = units.filter(pc.invert(pc.is_in(units["asset_id"], value_set=pa.array(replaced, pa.string()))))
+    again = [unit_to_row(unit) for unit in _units_again(rows, failed) if unit.asset_id not in replaced]
+    tables = [
+        kept,
+        cut_units(pa.Table.from_pylist(new, schema=ASSETS), pages, bytes_per_token=bytes_per_token),
+        pa.Table.from_pylist(again, schema=UNITS),
+    ]
+    assets = pa.Table.from_pylist([reopened.get(row["order"], row) for row in rows], schema=ASSETS)
+    return assets, pa.concat_tables(tables)
+
+
+def _failed_pages(books: Books, shard: int, codes: Collection[str]) -> pa.Table:
+    """The pages of a shard that are to be read again."""
+    data = books.store.read(join(books.output, f"pages/pages-{shard:05d}.parquet"))
+    table = pq.read_table(pa.BufferReader(data), columns=_PAGE_COLUMNS)
+    is_failed = pc.equal(table["status"], PageStatus.FAILED.value)
+    if codes:
+        is_named = pc.is_in(table["error_code"], value_set=pa.array(codes, pa.string()))
+        is_failed = pc.and_(is_named, pc.or_(is_failed, pc.equal(table["status"], PageStatus.TRUNCATED.value)))
+    return table.filter(is_failed)
+
+
+def _units_again(assets: Iterable[Row], failed: pa.Table) -> Iterator[Unit]:
+    """Runs of consecutive failed pages that were tried equally often."""
+    pages: dict[str, list[tuple[int, int]]] = {}
+    for row in failed.to_pylist():
+        pages.setdefault(row["doc_id"], []).append((row["page_no"], row["attempts"]))
+    for asset in assets:
+        run: Unit | None = None
+        for page_no, tries in pages.get(asset["asset_id"], ()):
+            tokens = asset["page_tokens"][page_no - 1]
+            is_next = run and (run.last, run.tries) == (page_no - 1, tries)
+            if run and is_next and page_no - run.first < MAX_UNIT_PAGES:
+                run = replace(run, last=page_no, tokens=run.tokens + tokens)
+                continue
+            if run:
+                yield run
+            run = Unit(asset["asset_id"], asset["uri"], asset["size"], asset["etag"], page_no, page_no, tokens, tries)
+        if run:
+            yield run
+
+
+def _reopen(
+    setup: Setup,
+    survey: FrozenSurvey,
+    failed: list[pa.Table],
+    codes: Collection[str],
+    resources: Resources,
+    stream: TextIO,
+) -> dict[int, Row]:
+    """Rows of ASSETS by their order: the inputs that could not be opened, and those that have changed, opened now."""
+    tries, waiting, rows = Counter[int](), [], {}
+    for shard, pages in enumerate(failed):
+        is_changed = pc.is_in(pages["error_code"], value_set=pa.array([code.value for code in _CHANGED]))
+        changed = set(pages.filter(is_changed)["doc_id"].to_pylist())
+        for row in setup.books.survey_assets(survey, shard).to_pylist():
+            is_named = row["error_code"] and (not codes or row["error_code"] in codes)
+            if not is_named and row["asset_id"] not in changed:
+                continue
+            now = _as_it_is_now(setup.books.store, row)
+            if isinstance(now, Failure):
+                if is_named:
+                    rows[row["order"]] = row | _failure_columns(now, row["attempts"] + 1)
+            elif is_named or now.etag != row["etag"]:
+                tries[row["order"]] = row["attempts"]
+                waiting.append(asset_row(row["order"], now, None))
+    progress = Progress("inputs", len(waiting), stream)
+    listing = pa.Table.from_pylist(waiting, schema=ASSETS)
+    opened = open_assets(
+        listing, setup.job.store_options, setup.document, seconds=setup.job.page_timeout_seconds, resources=resources
+    )
+    for block in opened:
+        for row in block.to_pylist():
+            again = {"attempts": row["attempts"] + tries[row["order"]]} if row["error_code"] else {}
+            rows[row["order"]] = row | again
+        progress.add(len(block), failed=filter(None, block["error_code"].to_pylist()))
+    if waiting:
+        progress.finish()
+    return rows
+
+
+def _as_it_is_now(store: Store, row: Row) -> Asset | Failure:
+    try:
+        return replace(store.stat(row["uri"]), user=tuple(row["user"]))
+    except BadInput as error:
+        return error.failure
+
+
+def _failure_columns(failure: Failure, attempts: int) -> dict[str, Any]:
+    return {
+        "error_stage": failure.stage.value,
+        "error_code": failure.code.value,
+        "error_message": failure.message,
+        "attempts": attempts,
+    }

@@ -1,0 +1,74 @@
+"""How far a job is, counted in the parts that are there: also while it runs, by anybody who can read its output."""
+
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+import pyarrow as pa
+
+from pipeline.books import Books, FrozenSurvey
+from pipeline.manifest import finished_manifest
+
+READING_THREADS = 32
+Outcome = tuple[str, str]  # status and error code of a page
+
+
+@dataclass(frozen=True, slots=True)
+class JobStatus:
+    """What the books say now."""
+
+    survey: FrozenSurvey | None  # None before every input was opened
+    epochs: int  # runs that were started
+    finished: bool
+    pages: Counter[str] = field(default_factory=Counter)  # that have their rows, by status
+    failed: Counter[str] = field(default_factory=Counter)  # of them, by error code
+
+
+def job_status(books: Books) -> JobStatus:
+    """Counts each page once: in the sealed parts, and in those of the newest epoch, which count when it is sealed."""
+    survey, newest = books.survey(), books.newest_epoch()
+    if survey is None or newest is None:
+        return JobStatus(survey, 0 if newest is None else newest + 1, finished=False)
+    units = pa.concat_tables(books.survey_units(survey, shard) for shard in range(survey.shards))
+    outcomes = _count(books, newest, units)
+    pages, failed = Counter[str](), Counter[str]()
+    for (status, code), count in outcomes.items():
+        pages[status] += count
+        failed[code] += count if status == "failed" else 0
+    is_finished = finished_manifest(books.store, books.output, survey) is not None
+    return JobStatus(survey, newest + 1, is_finished, pages, +failed)
+
+
+def _count(books: Books, newest: int, units: pa.Table) -> Counter[Outcome]:
+    """Pages of the units by outcome: each unit in the first part that has it, each page in its last try."""
+    tries = dict(zip(units["unit_id"].to_pylist(), units["tries"].to_pylist(), strict=True))
+    retried: dict[tuple[str, int], tuple[int, Outcome]] = {
+        (unit["asset_id"], page_no): (-1, ("", ""))
+        for unit in units.to_pylist()
+        if unit["tries"]
+        for page_no in range(unit["first"], unit["last"] + 1)
+    }
+    sealed = books.sealed(newest)
+    of_part: dict[str, set[str]] = {}
+    for part, unit_id in zip(sealed["part"].to_pylist(), sealed["unit_id"].to_pylist(), strict=True):
+        of_part.setdefault(part, set()).add(unit_id)
+    parts = [*of_part, *(part for part in books.parts(newest) if part not in of_part)]
+    counted = set(sealed["unit_id"].to_pylist())
+    outcomes = Counter[Outcome]()
+    with ThreadPoolExecutor(READING_THREADS) as threads:
+        columns = ["unit_id", "doc_id", "page_no", "status", "error_code"]
+        for part, rows in zip(parts, threads.map(lambda part: books.read_part(part, columns), parts), strict=True):
+            mine = of_part.get(part)
+            if mine is None:  # not sealed yet
+                mine = set(rows["unit_id"].to_pylist()) - counted
+                counted |= mine
+            for unit_id, doc_id, page_no, *outcome in zip(*(rows[name].to_pylist() for name in columns), strict=True):
+                page, (status, code) = (doc_id, page_no), outcome
+                if unit_id not in mine or unit_id not in tries:
+                    continue
+                if page in retried:
+                    retried[page] = max(retried[page], (tries[unit_id], (status, code)))
+                else:
+                    outcomes[status, code] += 1
+    outcomes.update(outcome for tried, outcome in retried.values() if tried >= 0)
+    return outcomes

@@ -1,0 +1,201 @@
+"""A video through PyAV: opened so that it can open nothing else, its best track, its frames by presentation time.
+
+All times are microseconds on the video's clock, whose 0 is the first instant of the video track. The rules about what
+FFmpeg does with timestamps are measured, not documented: each stands where it is used.
+"""
+
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from fractions import Fraction
+from typing import Any, BinaryIO
+
+import av
+from av.container import InputContainer
+from av.packet import Packet
+from av.video.frame import VideoFrame
+from av.video.stream import VideoStream
+
+from pipeline.records import BadInput, ErrorCode, Stage
+
+# Only containers that hold their media themselves: no playlists, no concat, no SDP, no devices, no pictures.
+FORMATS = (
+    *("mov", "mp4", "m4a", "3gp", "3g2", "mj2", "matroska", "webm", "avi", "mpegts", "mpeg", "flv", "asf", "ogg"),
+    *("mxf", "ivf", "obu", "h264", "hevc", "m4v", "mpegvideo"),
+)
+_RAW = frozenset({"h264", "hevc", "m4v", "mpegvideo", "obu"})  # streams without a container: they have no timestamps
+MAX_FRAME_PIXELS = 8192 * 4608  # of one coded frame: 8K and somewhat more
+_STEPS_BACK_US = (2_000_000, 10_000_000, 60_000_000)  # where a seek lands late, as in MPEG-TS, it starts again earlier
+_BEFORE_START_US = 60_000_000
+_SIGNATURES = (b"ftyp", b"moov", b"\x1aE\xdf\xa3", b"RIFF", b"FLV", b"OggS", b"DKIF")
+
+
+@contextmanager
+def open_video(file: BinaryIO) -> Iterator["VideoFile"]:
+    """Raises BadInput (stage open), and whatever reading from `file` raises."""
+    container = _open(file)
+    try:
+        yield VideoFile(container)
+    finally:
+        container.close()
+
+
+def _open(file: BinaryIO) -> InputContainer:
+    head = file.read(64)
+    file.seek(0)
+    if not head:
+        raise BadInput(Stage.OPEN, ErrorCode.EMPTY_FILE, "the file has 0 bytes")
+    try:
+        container = av.open(
+            file,
+            mode="r",
+            options={"format_whitelist": ",".join(FORMATS), "protocol_whitelist": "none"},
+            io_open=_refuse,
+            metadata_errors="replace",  # a title in Latin-1 is no reason to refuse a video
+        )
+        assert isinstance(container, InputContainer)
+        return container
+    except av.error.FFmpegError as error:
+        code = ErrorCode.CORRUPT if any(sign in head for sign in _SIGNATURES) else ErrorCode.UNSUPPORTED_TYPE
+        message = f"not a video that can be opened: {error.strerror or error}; it begins {head[:8]!r}"
+        raise BadInput(Stage.OPEN, code, message) from error
+
+
+def _refuse(url: str, flags: int, options: dict[str, Any]) -> Any:
+    raise PermissionError("a video may open nothing else")
+
+
+class VideoFile:
+    """The best video track of an open container: what is known without decoding, and its frames from any time on."""
+
+    def __init__(self, container: InputContainer) -> None:
+        """Raises BadInput (stage open) where there is no track that can be decoded."""
+        self.container = container
+        stream = container.streams.best("video")  # FFmpeg's choice: the first or the largest is often a still
+        if stream is None:
+            raise BadInput(Stage.OPEN, ErrorCode.NO_VIDEO, "the file has no video track")
+        assert isinstance(stream, VideoStream)
+        context = stream.codec_context
+        if context is None:
+            raise BadInput(Stage.OPEN, ErrorCode.NO_DECODER, "its video cannot be decoded here")
+        self.stream = stream
+        width, height = context.width, context.height
+        if min(width, height) < 1 or width * height > MAX_FRAME_PIXELS:
+            message = f"frames of {width} x {height} pixels; at most {MAX_FRAME_PIXELS:,} pixels are decoded"
+            raise BadInput(Stage.OPEN, ErrorCode.BAD_DIMENSIONS, message)
+        # With more threads the decoder is no faster on one core, and may hang when it is left before the end.
+        context.thread_type = "NONE"
+        context.options = {"max_pixels": str(MAX_FRAME_PIXELS)}
+        self.is_raw = container.format.name in _RAW
+        # AVI knows only when a frame is to be decoded. Frames come out in the order they are shown: the first of them
+        # shows at the first of these times, the second at the second, and so on.
+        self.is_in_decode_order = container.format.name == "avi"
+        self.time_base = Fraction(stream.time_base or Fraction(1, 1000))
+        self.start_pts = stream.start_time or 0
+        rate = (context.framerate if self.is_raw else None) or stream.guessed_rate or stream.average_rate or 25
+        self.frame_us = max(1, round(1_000_000 / rate))
+        self.errors_us: list[int] = []  # when packets would have shown that could not be decoded
+        self.corrupt_us: list[int] = []  # when frames show that are marked as damaged
+        self.end_us = 0  # where the last packet that was read ends
+
+    @property
+    def duration_us(self) -> int:
+        """By the headers: of the track, otherwise of the container; 0 when neither says."""
+        stream = self.stream
+        if stream.duration:
+            return round(stream.duration * self.time_base * 1_000_000)
+        tag = stream.metadata.get("DURATION", "")  # Matroska's only word on the length of one track
+        parts = tag.split(":")
+        if len(parts) == 3 and all(part.replace(".", "", 1).isdecimal() for part in parts):
+            hours, minutes, seconds = parts
+            end_us = round((int(hours) * 3600 + int(minutes) * 60 + float(seconds)) * 1e6)
+            return max(0, end_us + self._us(0))  # the tag counts from the container's 0, tracks may begin later
+        return 0 if self.is_raw else max(0, self.container.duration or 0)
+
+    def count_duration_us(self) -> int:
+        """By reading every packet, for files whose headers do not say; the file is at its end afterwards."""
+        packets = 0
+        for packet in self._packets():
+            packets += packet.size > 0
+        return packets * self.frame_us if self.is_raw else self.end_us
+
+    def frames(self, from_us: int = 0) -> Iterator[tuple[int, VideoFrame]]:
+        """(time, frame) as they are shown, from the last key frame at or before `from_us` or a little earlier.
+
+        Damaged packets and frames are left out and noted. Ends where the file does, or where it is cut off.
+        """
+        if self.is_raw or from_us <= 0:
+            self._rewind()
+            yield from self._decoded()
+            return
+        for step_back in (0, *_STEPS_BACK_US):
+            if from_us <= step_back:
+                break
+            target = self.start_pts + int((from_us - step_back) / 1_000_000 / self.time_base)
+            try:
+                self.container.seek(target, stream=self.stream, backward=True)
+            except av.error.FFmpegError:  # cannot be sought in
+                break
+            decoded = self._decoded()
+            first = next(decoded, None)
+            if first is not None and first[0] <= from_us:
+                yield first
+                yield from decoded
+                return
+        self._rewind()
+        yield from self._decoded()
+
+    def _rewind(self) -> None:
+        # To well before the start: with an edit list, a seek to 0 lands on the second key frame.
+        before = self.start_pts - int(_BEFORE_START_US / 1_000_000 / self.time_base)
+        with suppress(av.error.FFmpegError):  # a raw stream that was not read yet is at its start
+            self.container.seek(before, stream=self.stream, backward=True, any_frame=self.is_raw)
+
+    def _packets(self) -> "Iterator[Packet[VideoStream]]":
+        packets = self.container.demux(self.stream)
+        while True:
+            try:
+                packet = next(packets, None)
+            except av.error.FFmpegError:  # the container is damaged here, or cut off: what came is what there is
+                return
+            if packet is None:
+                return
+            if packet.pts is not None and packet.size:
+                self.end_us = max(self.end_us, self._us(packet.pts + (packet.duration or 0)))
+            yield packet
+
+    def _decoded(self) -> Iterator[tuple[int, VideoFrame]]:
+        self.stream.codec_context.flush_buffers()
+        decode_times: deque[int] = deque()
+        count, last_us = 0, -self.frame_us
+        for packet in self._packets():
+            if self.is_in_decode_order and packet.dts is not None and packet.size:
+                decode_times.append(self._us(packet.dts))
+            try:
+                frames = packet.decode()
+            except av.error.FFmpegError as error:
+                if isinstance(error, MemoryError):
+                    raise
+                lost_us = count * self.frame_us if self.is_raw else last_us + self.frame_us
+                known_us = self._us(packet.pts) if packet.pts is not None else lost_us
+                self.errors_us.append(known_us)
+                count += 1
+                if decode_times:
+                    decode_times.popleft()
+                continue
+            for frame in frames:
+                assert isinstance(frame, VideoFrame)
+                if self.is_raw:
+                    time_us = count * self.frame_us
+                elif decode_times:
+                    time_us = decode_times.popleft()
+                else:
+                    time_us = self._us(frame.pts) if frame.pts is not None else last_us + self.frame_us
+                count, last_us = count + 1, time_us
+                if frame.is_corrupt:
+                    self.corrupt_us.append(time_us)
+                else:
+                    yield time_us, frame
+
+    def _us(self, pts: int) -> int:
+        return round((pts - self.start_pts) * self.time_base * 1_000_000)

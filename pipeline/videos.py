@@ -1,0 +1,188 @@
+"""Videos: what opening one tells, how it is cut into windows, and its windows decoded."""
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import BinaryIO
+
+import numpy as np
+
+from pipeline.records import BadInput, ErrorCode, Failure, Stage, Window, WindowFacts, WindowSpan
+from pipeline.video_file import VideoFile, open_video
+from pipeline.video_frames import HDR, Orientation, SampledWindow, orientation_of, sample_windows
+from pipeline.video_windows import PlannedWindow, VideoOptions, frame_dimensions, plan_windows, window_tokens
+
+VFR_SHARE = 0.1  # frames whose intervals differ by more than this share have a variable rate
+FRAMES_LOOKED_AT = 24
+TRUNCATED_US = 1_000_000  # what may be missing at the end before it is said: headers are rarely exact
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VideoInfo:
+    """What opening a video tells."""
+
+    media_type: str
+    container: str
+    codec: str
+    pixel_format: str
+    width: int  # as displayed: upright, square pixels
+    height: int
+    coded_width: int
+    coded_height: int
+    rotation: int  # degrees clockwise that made it upright
+    is_mirrored: bool
+    is_hdr: bool
+    time_base: tuple[int, int]
+    start_pts: int  # where the video's clock has its 0, in units of time_base
+    duration_us: int
+    average_fps: float
+    is_vfr: bool  # as far as the first frames show
+    timing: str  # pts, decode_order (AVI) or counted (raw streams)
+    video_tracks: int
+    has_audio: bool
+    frame_width: int  # what the model sees
+    frame_height: int
+    fps: float  # the plan: frames sampled a second, and where windows begin and end
+    window_us: int
+    step_us: int
+    piece_tokens: tuple[int, ...]  # visual tokens of each window
+
+
+def inspect_video(file: BinaryIO, options: VideoOptions) -> VideoInfo:
+    """Opens a video, decodes its first frames, and plans its windows. Raises BadInput when nothing can be decoded."""
+    with open_video(file) as video:
+        frames = []
+        for time_us, frame in video.frames():
+            frames.append((time_us, frame))
+            if len(frames) == FRAMES_LOOKED_AT:
+                break
+        if not frames:
+            errors = len(video.errors_us)
+            message = f"no frame could be decoded ({errors} damaged packets)"
+            raise BadInput(Stage.OPEN, ErrorCode.NO_FRAMES, message)
+        duration_us = video.duration_us or video.count_duration_us()
+        last_us = frames[-1][0]
+        duration_us = max(duration_us, last_us + 1)
+        first = frames[0][1]
+        orientation = orientation_of(first)
+        height, width = _display_size(video, first.height, first.width, orientation)
+        try:
+            size = frame_dimensions(duration_us, height, width, options)
+        except ValueError as error:
+            raise BadInput(Stage.OPEN, ErrorCode.BAD_DIMENSIONS, str(error)) from error
+        planned = plan_windows(duration_us, options.window_us, options.step_us)
+        context, stream = video.stream.codec_context, video.stream
+        return VideoInfo(
+            media_type=_media_type(video.container.format.name),
+            container=video.container.format.name,
+            codec=context.codec.name,
+            pixel_format=first.format.name,
+            width=width,
+            height=height,
+            coded_width=first.width,
+            coded_height=first.height,
+            rotation=orientation.rotation,
+            is_mirrored=(orientation.flip_x ^ orientation.flip_y) != orientation.transpose,
+            is_hdr=first.color_trc in HDR,
+            time_base=(video.time_base.numerator, video.time_base.denominator),
+            start_pts=video.start_pts,
+            duration_us=duration_us,
+            average_fps=float(stream.average_rate or 0),
+            is_vfr=_is_vfr([time_us for time_us, _ in frames], stream.frames, duration_us),
+            timing="counted" if video.is_raw else "decode_order" if video.is_in_decode_order else "pts",
+            video_tracks=len(video.container.streams.video),
+            has_audio=bool(video.container.streams.audio),
+            frame_width=size[1],
+            frame_height=size[0],
+            fps=options.sizes.fps,
+            window_us=options.window_us,
+            step_us=options.step_us,
+            piece_tokens=tuple(window_tokens(window, size, options) for window in planned),
+        )
+
+
+def read_windows(file: BinaryIO, numbers: Sequence[int], info: VideoInfo) -> Iterator[Window | tuple[int, Failure]]:
+    """One item for each of `numbers` (1-based, ascending) of the windows planned in `info`, in order.
+
+    Raises BadInput when the video cannot be opened, and whatever `file` raises when it cannot be read from.
+    """
+    planned = plan_windows(info.duration_us, info.window_us, info.step_us)
+    wanted = [planned[number - 1] for number in numbers]
+    with open_video(file) as video:
+        first = next(video.frames(), None)
+        orientation = orientation_of(first[1]) if first else Orientation()
+        began = time.perf_counter()
+        sampled = sample_windows(
+            video, wanted, fps=info.fps, size=(info.frame_height, info.frame_width), orientation=orientation
+        )
+        for window in sampled:
+            yield _window(window, video, 1000 * (time.perf_counter() - began))
+            began = time.perf_counter()
+
+
+def _window(sampled: SampledWindow, video: VideoFile, decode_ms: float) -> Window | tuple[int, Failure]:
+    planned = sampled.planned
+    end_us = sampled.file_end_us
+    is_truncated = end_us is not None and end_us < planned.end_us - TRUNCATED_US
+    if not sampled.frames:
+        return planned.index, _no_frames(planned, video, end_us if is_truncated else None)
+    flags = [("truncated_file", is_truncated), ("held_frame", sampled.is_held)]
+    frames = np.stack(sampled.frames)
+    facts = WindowFacts(
+        span=WindowSpan(planned.index, planned.start_us, planned.end_us, tuple(sampled.frame_us), planned.start_us),
+        core_end_us=planned.core_end_us,
+        width=frames.shape[2],
+        height=frames.shape[1],
+        decode_errors=_count(video.errors_us, planned),
+        corrupt_frames=_count(video.corrupt_us, planned),
+        flags=tuple(flag for flag, holds in flags if holds),
+        decode_ms=decode_ms,
+    )
+    return Window(facts, frames)
+
+
+def _is_vfr(times_us: Sequence[int], frames: int, duration_us: int) -> bool:
+    """Whether the first intervals differ, or do not fit the number of frames in the header (0: unknown)."""
+    steps = sorted(later - earlier for earlier, later in pairwise(times_us))
+    if not steps:
+        return False
+    usual = steps[len(steps) // 2]
+    differ = steps[-1] - steps[0] > max(2_000, VFR_SHARE * usual)  # some containers round to milliseconds
+    return differ or (frames > 0 and abs(frames * usual - duration_us) > VFR_SHARE * duration_us)
+
+
+def _count(times_us: Sequence[int], planned: PlannedWindow) -> int:
+    return len({time_us for time_us in times_us if planned.start_us <= time_us < planned.core_end_us})
+
+
+def _no_frames(planned: PlannedWindow, video: VideoFile, file_end_us: int | None) -> Failure:
+    if file_end_us is not None:
+        message = f"the file ends at {file_end_us / 1e6:.1f} s, before its header says"
+        return Failure(Stage.RENDER, ErrorCode.TRUNCATED_FILE, message)
+    errors = _count(video.errors_us, planned)
+    message = f"no frame could be decoded from {planned.start_us / 1e6:.1f} s on ({errors} damaged packets)"
+    return Failure(Stage.RENDER, ErrorCode.NO_FRAMES, message)
+
+
+def _display_size(video: VideoFile, height: int, width: int, orientation: Orientation) -> tuple[int, int]:
+    """(height, width) upright with square pixels."""
+    aspect = video.stream.sample_aspect_ratio or video.stream.codec_context.sample_aspect_ratio
+    if aspect and 1 / 16 < aspect < 16:
+        width = max(1, round(width * aspect))
+    return (width, height) if orientation.transpose else (height, width)
+
+
+def _media_type(container: str) -> str:
+    """The registered type for FFmpeg's name of a container; the name itself where there is none."""
+    names = {
+        "mov,mp4,m4a,3gp,3g2,mj2": "video/mp4",
+        "matroska,webm": "video/matroska",
+        "avi": "video/x-msvideo",
+        "mpegts": "video/mp2t",
+        "mpeg": "video/mpeg",
+        "flv": "video/x-flv",
+        "ogg": "video/ogg",
+        "mxf": "application/mxf",
+    }
+    return names.get(container, f"video/x-{container}")
