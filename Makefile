@@ -3,7 +3,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v p
 BIN := .venv/bin
 export RAY_USAGE_STATS_ENABLED := 0
 
-.PHONY: demo test lint format bench clean
+.PHONY: demo test lint format bench soak clean
 demo: .venv/ready ## parse sample documents with the embedded model and show the result
 	$(BIN)/python -m jobs.demo demo-output
 
@@ -26,6 +26,9 @@ bench: .venv/ready ## the engine beside transformers.generate on the same pages
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --disable-pip-version-check ".[dev]"
 	touch $@
+
+soak: .venv/ready ## kill whatever can die while jobs run, 200 times, and compare the tables
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.soak --kills 200
 
 clean:
 	rm -rf .venv demo-output

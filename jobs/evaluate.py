@@ -17,7 +17,7 @@ from rapidfuzz.distance import Levenshtein
 
 from jobs.bench import until_stop, with_transformers
 from jobs.event_scores import EventScores, as_sampled, score_events
-from jobs.sample_videos import SampleEvent, clip_window, disturb, is_clear, make_clip, pairs_of
+from jobs.sample_videos import SampleEvent, answer_for, clip_window, disturb, is_clear, make_clip, pairs_of
 from jobs.samples import READABLE, Difficulty, render_batch
 from model.engine import Engine, EngineOptions, read_stop_token_ids
 from model.processor import Processor, checkpoint_folder
@@ -49,7 +49,7 @@ class ClipQuestion:
     prompt: Prompt
     span: WindowSpan
     truth: list[SampleEvent]
-    pair_seconds: list[tuple[float, float]]
+    true_answer: str
 
 
 def main() -> None:
@@ -90,7 +90,7 @@ def main() -> None:
         answer = answers[question.prompt.key]
         totals += clip_scores(question, answer)
         if index < options.examples:
-            print(f"  truth  {[event for event in question.truth]}\n  answer {answer.text}")
+            print(f"  truth  {question.true_answer}\n  answer {answer.text}")
     if questions:
         print(
             f"\nclips: {len(questions)} windows of {CLIP_SECONDS:g} s, {totals.true} events: {totals.found} found, "
@@ -181,7 +181,9 @@ def clip_question(processor: Processor, rng: np.random.Generator, number: int) -
         origin_us=round(start * MICROSECONDS),
     )
     pairs = pairs_of(times)
-    return ClipQuestion(prompt, span, as_sampled(clip.events, pairs), pairs)
+    end = start + CLIP_SECONDS
+    inside = [replace(event, end_seconds=min(event.end_seconds, end)) for event in clip.events]
+    return ClipQuestion(prompt, span, as_sampled(inside, pairs), answer_for(clip, pairs, start))
 
 
 def clip_scores(question: ClipQuestion, answer: Completion) -> EventScores:

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 
 from jobs.options import add_options, make_job
-from jobs.running import EXIT_STATUS, run_job, with_absolute_paths
+from jobs.running import EXIT_STATUS, add_run_flags, run_job, with_absolute_paths
 from pipeline.job import IndexJob
 
 DESCRIPTION = """\
@@ -33,7 +33,7 @@ examples:
 
 def main(argv: Sequence[str] | None = None) -> int:
     flags = _parser().parse_args(argv)
-    return run_job("index_videos", lambda: with_absolute_paths(make_job(IndexJob, flags)), plan_only=flags.plan)
+    return run_job("index_videos", lambda: with_absolute_paths(make_job(IndexJob, flags)), flags)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -44,7 +44,7 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add_options(parser, IndexJob)
-    parser.add_argument("--plan", action="store_true", help="open every input, tell what reading would take, and stop")
+    add_run_flags(parser)
     return parser
 
 

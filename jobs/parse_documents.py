@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from jobs.options import add_options, make_job
-from jobs.running import EXIT_STATUS, run_job, with_absolute_paths
+from jobs.running import EXIT_STATUS, add_run_flags, run_job, with_absolute_paths
 from pipeline.job import ParseJob
 
 DESCRIPTION = """\
@@ -29,7 +29,7 @@ examples:
 
 def main(argv: Sequence[str] | None = None) -> int:
     flags = _parser().parse_args(argv)
-    return run_job("parse_documents", lambda: _job(flags), plan_only=flags.plan)
+    return run_job("parse_documents", lambda: _job(flags), flags)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -41,7 +41,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     add_options(parser, ParseJob)
     parser.add_argument("--password-file", metavar="FILE", help="more passwords to try, one on each line")
-    parser.add_argument("--plan", action="store_true", help="open every input, tell what reading would take, and stop")
+    add_run_flags(parser)
     return parser
 
 

@@ -16,6 +16,7 @@ from jobs.options import add_options, add_store_options, make_job, store_options
 from jobs.running import BAD_JOB, DONE, STOPPED, interrupt
 from pipeline.flow import Setup, Superseded, cluster, prepare, run
 from pipeline.job import ANSWER_FIELDS, ParseJob
+from pipeline.lease import Occupied, hold
 from pipeline.manifest import Manifest, read_manifest
 from pipeline.progress import summary_text
 from pipeline.records import ErrorCode
@@ -39,10 +40,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"retry_failed: {error}", file=sys.stderr)
         return BAD_JOB
     try:
-        with connected():
+        with hold(setup.books.store, setup.job.output, take_over=flags.take_over), connected():
             signal.signal(signal.SIGTERM, interrupt)
             return _work(setup, flags.code)
-    except (ValueError, ConnectionError) as error:
+    except (Occupied, ConnectionError) as error:
         print(f"retry_failed: {error}", file=sys.stderr)
         return BAD_JOB
     except Superseded as error:
@@ -67,7 +68,11 @@ def retry_job(manifest: Manifest, flags: argparse.Namespace) -> ParseJob:
 
 
 def _work(setup: Setup, codes: Sequence[str]) -> int:
-    resources = allocate(setup.job, cluster())
+    try:
+        resources = allocate(setup.job, cluster())
+    except ValueError as error:
+        print(f"retry_failed: {error}", file=sys.stderr)
+        return BAD_JOB
     if setup.finished is None:
         print("A retry was begun before: it is finished first.", file=sys.stderr)
     elif begin_retry(setup, codes, resources, sys.stderr) is None:
@@ -87,6 +92,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--code", action="append", default=[], choices=codes, metavar="CODE", help="only what failed with this code"
     )
+    parser.add_argument("--take-over", action="store_true", help="end another run that is working on this output")
     add_store_options(parser)
     add_options(parser, ParseJob, without=_FIXED | _STORE)
     return parser

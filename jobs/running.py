@@ -1,5 +1,6 @@
 """How a job runs from its flags to its exit status, whatever it reads."""
 
+import argparse
 import os
 import signal
 import sys
@@ -12,6 +13,7 @@ from typing import TypeVar
 from jobs.cluster import connected
 from pipeline.flow import Setup, Superseded, cluster, find_survey, prepare, run
 from pipeline.job import IndexJob, Job, ParseJob, resolve_model
+from pipeline.lease import Occupied, hold
 from pipeline.manifest import Manifest
 from pipeline.progress import plan_text, summary_text
 from pipeline.resources import allocate, reading_speed
@@ -24,7 +26,15 @@ exit status: 0 done, 1 more than --max-failure-rate of the inputs failed or the 
 AnyJob = TypeVar("AnyJob", bound=Job)
 
 
-def run_job(name: str, make: Callable[[], ParseJob | IndexJob], *, plan_only: bool) -> int:
+def add_run_flags(parser: argparse.ArgumentParser) -> None:
+    """The flags that `run_job` looks at."""
+    parser.add_argument(
+        "--take-over", action="store_true", help="go on with a job that another run is working on: end that"
+    )
+    parser.add_argument("--plan", action="store_true", help="open every input, tell what reading would take, and stop")
+
+
+def run_job(name: str, make: Callable[[], ParseJob | IndexJob], flags: argparse.Namespace) -> int:
     """Makes, checks and runs the job, or only plans it; what goes wrong is told on stderr under its `name`.
 
     Returns the exit status.
@@ -34,14 +44,14 @@ def run_job(name: str, make: Callable[[], ParseJob | IndexJob], *, plan_only: bo
         setup = prepare(job)
     except ValueError as error:
         return _refuse(name, error)
-    if setup.finished and not plan_only:
+    if setup.finished and not flags.plan:
         print(f"This job is done already; nothing to do.\n{summary_text(setup.finished, setup.kind, job.output)}")
         return _exit_status(name, setup.finished, job)
     try:
-        with connected():
+        with hold(setup.books.store, job.output, take_over=flags.take_over), connected():
             signal.signal(signal.SIGTERM, interrupt)  # after ray.init, which sets its own
-            return _work(name, setup, plan_only=plan_only)
-    except ConnectionError as error:
+            return _work(name, setup, plan_only=flags.plan)
+    except (Occupied, ConnectionError) as error:
         return _refuse(name, error)
     except KeyboardInterrupt:
         print(f"\n{name}: stopped. What is done is kept: the same command goes on from there.", file=sys.stderr)

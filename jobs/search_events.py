@@ -6,10 +6,10 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 
-from jobs.event_index import Hit, Query, clock, media_link, read_index, search
+from jobs.event_index import Hit, Query, clock, media_link, media_url, read_index, search
 from pipeline.event_times import read_time
 from pipeline.records import BadInput
-from pipeline.store import Store, StoreOptions, absolute
+from pipeline.store import Store, StoreOptions, absolute, join
 
 FOUND, NOTHING_FOUND, BAD_JOB = 0, 1, 2
 DESCRIPTION = """\
@@ -38,12 +38,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
         if query.limit < 1:
             raise ValueError(f"--limit must be at least 1, not {query.limit}")
-        store = Store(StoreOptions(endpoint_url=flags.endpoint_url, profile=flags.profile))
-        hits = search(read_index(store, absolute(flags.output)), query)
+        store, output = (
+            Store(StoreOptions(endpoint_url=flags.endpoint_url, profile=flags.profile)),
+            absolute(flags.output),
+        )
+        hits = search(read_index(store, output), query)
     except (ValueError, BadInput) as error:
         print(f"search_events: {error}", file=sys.stderr)
         return BAD_JOB
-    print(_json(hits) if flags.json else _text(hits))
+    page = join(output, "export", "index.html")
+    page_url = media_url(page) if store.exists(page) else ""
+    print(_json(hits, page_url) if flags.json else _text(hits, page_url))
     return FOUND if hits else NOTHING_FOUND
 
 
@@ -78,12 +83,12 @@ def _time_us(flag: str, text: str | None) -> int | None:
     return round(seconds * 1_000_000)
 
 
-def _json(hits: Sequence[Hit]) -> str:
-    rows = [asdict(hit) | {"link": media_link(hit.source_uri, hit.start_us)} for hit in hits]
+def _json(hits: Sequence[Hit], page_url: str) -> str:
+    rows = [asdict(hit) | {"links": _links(hit, page_url)} for hit in hits]
     return json.dumps(rows, indent=2, ensure_ascii=False)
 
 
-def _text(hits: Sequence[Hit]) -> str:
+def _text(hits: Sequence[Hit], page_url: str) -> str:
     if not hits:
         return "nothing found"
     lines = []
@@ -92,8 +97,13 @@ def _text(hits: Sequence[Hit]) -> str:
         span = f"{clock(hit.start_us)} - {clock(hit.end_us, round_up=True)}"
         label = f"[{_printable(hit.label)}] " if hit.label else ""
         lines.append(f"{score}{_printable(hit.filename)}  {span}  {label}{_printable(hit.description)}")
-        lines.append(f"        {media_link(hit.source_uri, hit.start_us)}")
+        lines += [f"        {link}" for link in _links(hit, page_url)]
     return "\n".join(lines)
+
+
+def _links(hit: Hit, page_url: str) -> list[str]:
+    """The source at the event's start, and the event on the page of jobs.export_events where there is one."""
+    return [media_link(hit.source_uri, hit.start_us), *([f"{page_url}#{hit.event_id}"] if page_url else [])]
 
 
 def _printable(text: str) -> str:

@@ -1,13 +1,15 @@
 """What training asks of the network beside the answer itself: two helps that are thrown away in the end.
 
-The glyph probe has to name the letters in each cell of a visual token from the features the decoder gets; it teaches the
-tower to see letters long before the decoder knows where to look. The pointing loss shows the decoder where to look: one
-head of two layers has to attend to the visual token in which the next piece of the answer stands (guided attention, as
-Tachibana et al., arXiv 1710.08969, have it for speech).
+The glyph probe has to name the letters in each cell of a visual token from the features the decoder gets; it teaches
+the tower to see letters long before the decoder knows where to look. The pointing loss shows the decoder where to look:
+one head of two layers has to attend to the visual token in which the next piece of the answer stands (guided attention,
+as Tachibana et al., arXiv 1710.08969, have it for speech).
 
-Letters: B samples, T tokens of one, N = B x T, H query heads, K key heads, D head dimension, M visual tokens, Q cells, A
-letters.
+Letters: B samples, T tokens of one, N = B x T, H query heads, K key heads, D head dimension, M visual tokens, Q cells,
+A letters.
 """
+
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
@@ -64,11 +66,15 @@ def tower_loss(network: Qwen3VL, probe: GlyphProbe, batch: TrainingBatch) -> Ten
     return probe.loss(visual.embeddings_MO, torch.from_numpy(batch.glyphs_MQA))
 
 
-def losses_of(network: Qwen3VL, probe: GlyphProbe, batch: TrainingBatch) -> tuple[dict[str, Tensor], float]:
+def losses_of(
+    network: Qwen3VL, probe: GlyphProbe, batch: TrainingBatch, *, has_deepstack: bool = True
+) -> tuple[dict[str, Tensor], float]:
     """Mean cross-entropy of the answers' tokens with what the probe and the pointing heads lose, where there is any;
-    and the share of the answers' tokens guessed right."""
+    and the share of the answers' tokens guessed right. Without DeepStack the decoder gets zeros from its levels."""
     token_ids_BT = torch.from_numpy(batch.token_ids_BT)
     visual = network.look(torch.from_numpy(batch.patches_PC), batch.grids_G3)
+    if not has_deepstack:
+        visual = replace(visual, deepstack_LMO=torch.zeros_like(visual.deepstack_LMO))
     pointing = PointingCausal(torch.from_numpy(batch.targets_BT))
     hidden_NE = network(token_ids_BT.flatten(), torch.from_numpy(batch.positions_3N), pointing, visual)
     predicted = torch.from_numpy(batch.is_answer_BT).flatten().nonzero().squeeze(1)

@@ -58,6 +58,7 @@ def prepare(job: ParseJob | IndexJob) -> Setup:
     Raises ValueError.
     """
     processor = Processor.from_pretrained(resolve_model(job.model))
+    processor.config.check_tensor_parallel(job.tensor_parallel)
     prompt: PagePrompt | VideoPrompt
     media: DocumentOptions | VideoOptions
     if isinstance(job, IndexJob):
@@ -254,6 +255,7 @@ def engine_loader(setup: Setup, resources: Resources) -> EngineLoader:
         device=resources.device,
         dtype=None if setup.job.dtype == "auto" else setup.job.dtype,
         max_batch_size=resources.batch_size,
+        tensor_parallel=setup.job.tensor_parallel,
     )
 
 

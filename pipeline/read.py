@@ -1,11 +1,9 @@
 """Pass 2: units -> decoders -> replicas -> parts, one streaming pipeline of Ray Data, one row in and one row out."""
 
-import warnings
 from collections.abc import Callable, Iterator
 
 import pyarrow as pa
 from ray.data import ActorPoolStrategy
-from ray.util.annotations import RayDeprecationWarning
 
 from pipeline.decode import DecodeOptions, Decoder
 from pipeline.replica import Engine, Replica
@@ -14,8 +12,8 @@ from pipeline.rows import Receipt
 from pipeline.sink import PartWriter, SinkOptions
 from pipeline.streaming import collect, stream
 from pipeline.survey import count_pages
+from pipeline.suspects import LedgerActor
 
-MAX_REPLICA_RESTARTS = 8  # of one replica: an input that kills engines must not do so for ever
 MAX_UNITS_PER_PART = 16
 PARTS_PER_PASS = 256  # at least, where there are as many units: a part is what a killed run loses
 
@@ -39,21 +37,19 @@ def read_units(
         num_cpus=1,
         memory=resources.decoder_memory_bytes,
     )
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RayDeprecationWarning)  # max_restarts has no other name yet
-        answers = prompts.map(
-            Replica,  # type: ignore[arg-type]
-            fn_constructor_args=[load_engine],
-            compute=ActorPoolStrategy(
-                min_size=fewest,
-                max_size=most,
-                max_concurrent_calls_per_actor=calls,
-                max_tasks_in_flight_per_actor=2 * calls,
-            ),
-            num_cpus=resources.replica_cpus,
-            num_gpus=resources.replica_gpus,
-            max_restarts=MAX_REPLICA_RESTARTS,
-        )
+    # Ray starts what died anew and repeats its calls for ever; the ledger sees to it that this comes to an end.
+    answers = prompts.map(
+        Replica,  # type: ignore[arg-type]
+        fn_constructor_args=[load_engine, LedgerActor()],
+        compute=ActorPoolStrategy(
+            min_size=fewest,
+            max_size=most,
+            max_concurrent_calls_per_actor=calls,
+            max_tasks_in_flight_per_actor=2 * calls,
+        ),
+        num_cpus=resources.replica_cpus,
+        num_gpus=resources.replica_gpus,
+    )
     receipts = answers.map_batches(
         PartWriter,
         fn_constructor_args=[sink],

@@ -52,6 +52,7 @@ class ErrorCode(StrEnum):
     RENDER_CRASH = "render_crash"
     RENDER_OOM = "render_oom"
     INFER_REJECTED = "infer_rejected"
+    INFER_CRASH = "infer_crash"
     OUTPUT_TRUNCATED = "output_truncated"
 
     @property
@@ -69,6 +70,7 @@ _RETRYABLE = frozenset(
         ErrorCode.RENDER_TIMEOUT,
         ErrorCode.RENDER_CRASH,
         ErrorCode.RENDER_OOM,
+        ErrorCode.INFER_CRASH,
     }
 )
 

@@ -6,15 +6,19 @@ import os
 import queue
 import threading
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import Future
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Protocol
+
+import ray
 
 from model.request import Completion, Prompt
 from pipeline.job import resolve_model
 from pipeline.records import ErrorCode, Failure, Stage
 from pipeline.rows import AnsweredPiece, AnsweredUnit, DecodedPiece, DecodedUnit, ReplicaLoad, Row
+from pipeline.suspects import Suspects, Verdict
 
 logger = logging.getLogger(__name__)
 
@@ -45,11 +49,17 @@ class EngineLoader:
     device: str
     dtype: str | None
     max_batch_size: int
+    tensor_parallel: int
 
     def __call__(self) -> Engine:
         from model.engine import Engine, EngineOptions
 
-        options = EngineOptions(device=self.device, dtype=self.dtype, max_batch_size=self.max_batch_size)
+        options = EngineOptions(
+            device=self.device,
+            dtype=self.dtype,
+            max_batch_size=self.max_batch_size,
+            tensor_parallel=self.tensor_parallel,
+        )
         return Engine.from_pretrained(resolve_model(self.model), options)
 
 
@@ -97,20 +107,77 @@ class EngineThread:
                 self._waiting[prompt.key] = future
 
 
+class Gate:
+    """Lets many in together, or one alone."""
+
+    def __init__(self) -> None:
+        self._inside = 0
+        self._entrance = asyncio.Lock()
+        self._is_empty = asyncio.Event()
+        self._is_empty.set()
+
+    @asynccontextmanager
+    async def together(self) -> AsyncIterator[None]:
+        async with self._entrance:
+            self._inside += 1
+            self._is_empty.clear()
+        try:
+            yield
+        finally:
+            self._inside -= 1
+            if not self._inside:
+                self._is_empty.set()
+
+    @asynccontextmanager
+    async def alone(self) -> AsyncIterator[None]:
+        async with self._entrance:
+            await self._is_empty.wait()
+            yield
+
+
 class Replica:
     """One row in, one row out. Many calls are in flight at once, so that the engine's batch is full across units."""
 
-    def __init__(self, load_engine: Callable[[], Engine]) -> None:
+    def __init__(self, load_engine: Callable[[], Engine], suspects: Suspects) -> None:
+        self._replica_id = uuid.uuid4().hex
+        # Ray starts an actor that died anew under its old id.
+        self._actor_id = ray.get_runtime_context().get_actor_id() or self._replica_id
+        self._suspects = suspects
+        self._suspects.started(self._actor_id)
         self._engine = load_engine()
         self._thread = EngineThread(self._engine)
-        self._replica_id = uuid.uuid4().hex
+        self._gate = Gate()
 
     async def __call__(self, row: Row) -> Row:
+        """Raises SystemicError when engines die whatever they read."""
         decoded = DecodedUnit.from_row(row)
-        pieces = await asyncio.gather(*(self._answer(piece) for piece in decoded.pieces))
+        unit_id = decoded.unit.unit_id
+        verdict = await self._suspects.begin(self._actor_id, unit_id)
+        if verdict.alone:
+            pieces, failures = await self._answer_alone(decoded, verdict)
+        else:
+            async with self._gate.together():
+                pieces, failures = await asyncio.gather(*(self._answer(piece) for piece in decoded.pieces)), []
+        await self._suspects.end(self._actor_id, unit_id)
         stats = self._engine.stats
         load = ReplicaLoad(self._replica_id, stats.steps, stats.occupancy)
-        return AnsweredUnit(decoded.unit, tuple(pieces), decoded.failures, load).to_row()
+        return AnsweredUnit(decoded.unit, tuple(pieces), (*decoded.failures, *failures), load).to_row()
+
+    async def _answer_alone(
+        self, decoded: DecodedUnit, verdict: Verdict
+    ) -> tuple[list[AnsweredPiece], list[tuple[int, Failure]]]:
+        """The pieces of a suspect, one by one with nothing beside them; the convicted ones as failures."""
+        pieces, failures = [], []
+        async with self._gate.alone():
+            for piece in decoded.pieces:
+                number = piece.facts.number
+                if deaths := verdict.convicted.get(number):
+                    message = f"{deaths} engines died while they read this one, the last one of nothing else"
+                    failures.append((number, Failure(Stage.INFER, ErrorCode.INFER_CRASH, message, deaths)))
+                    continue
+                await self._suspects.begin_page(self._actor_id, decoded.unit.unit_id, number)
+                pieces.append(await self._answer(piece))
+        return pieces, failures
 
     async def _answer(self, piece: DecodedPiece) -> AnsweredPiece:
         futures = [asyncio.wrap_future(self._thread.submit(prompt)) for prompt in piece.prompts]

@@ -7,6 +7,7 @@ import ray.data
 from ray.data import DataContext, Dataset
 
 NO_PROGRESS_SECONDS = 2 * 3600.0  # loading a large model, or waiting for a machine, is no standstill
+MAX_INIT_DEATHS = 5  # of actors that die, one after the other, while they start: a machine may go at any moment
 ROWS_PER_CHUNK = 10_000
 
 
@@ -17,6 +18,7 @@ def stream(table: pa.Table, *, rows_per_block: int) -> Dataset:
     context.enable_progress_bars = False  # the job shows its own
     context.print_on_execution_start = False
     context.execution_no_progress_timeout_s = NO_PROGRESS_SECONDS
+    context.max_consecutive_actor_init_deaths = MAX_INIT_DEATHS
     chunks = [table.slice(start, ROWS_PER_CHUNK) for start in range(0, len(table), ROWS_PER_CHUNK)]
     return ray.data.from_arrow(chunks).repartition(target_num_rows_per_block=rows_per_block)
 

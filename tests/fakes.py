@@ -1,13 +1,17 @@
 """Stand-ins that keep the real contract: an engine that answers with the page's own text, at once or slowly."""
 
+import json
 import os
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
+
 from model.request import Completion, Prompt
 from pipeline.native import read_asset_pieces
 from pipeline.sandbox import Sandbox
+from pipeline.suspects import Ledger, Verdict
 
 
 @dataclass(frozen=True)
@@ -25,14 +29,18 @@ class FakeEngine:
     """Answers the oldest `max_batch_size` prompts in a step with their draft text; refuses those with `refuses` inside.
 
     Where `dies_at` is given, the process dies at the first prompt that has it in its draft, once: it leaves that file.
+    Drafts with `kills` inside kill it every time.
     """
 
-    def __init__(self, *, max_batch_size: int, step_seconds: float, dies_at: str, died: Path, refuses: str) -> None:
+    def __init__(
+        self, *, max_batch_size: int, step_seconds: float, dies_at: str, died: Path, refuses: str, kills: str
+    ) -> None:
         self._waiting: list[Prompt] = []
         self._step_seconds = step_seconds
         self._dies_at = dies_at
         self._died = died
         self._refuses = refuses
+        self._kills = kills
         self.stats = FakeStats(max_batch_size)
 
     @property
@@ -53,6 +61,8 @@ class FakeEngine:
         if self._dies_at and any(self._dies_at in prompt.draft_text for prompt in batch) and not self._died.exists():
             self._died.touch()
             os._exit(1)
+        if self._kills and any(self._kills in prompt.draft_text for prompt in batch):
+            os._exit(1)
         self.stats = replace(self.stats, steps=self.stats.steps + 1, running_sum=self.stats.running_sum + len(batch))
         return [completion(prompt) for prompt in batch]
 
@@ -66,6 +76,7 @@ class FakeLoader:
     dies_at: str = ""
     died: Path = Path("/nonexistent")
     refuses: str = "REFUSE"
+    kills: str = ""
 
     def __call__(self) -> FakeEngine:
         return FakeEngine(
@@ -74,14 +85,28 @@ class FakeLoader:
             dies_at=self.dies_at,
             died=self.died,
             refuses=self.refuses,
+            kills=self.kills,
         )
 
 
 def completion(prompt: Prompt) -> Completion:
-    token_ids = tuple(range(len(prompt.draft_text)))
-    return Completion(
-        prompt.key, prompt.draft_text, token_ids, len(prompt.token_ids_T), "stop", -0.1, -0.5, 0.1, 0.2, 0
-    )
+    text = bright_events(prompt) if len(prompt.grids_G3) and prompt.grids_G3[0, 0] == 2 else prompt.draft_text
+    token_ids = tuple(range(len(text)))
+    return Completion(prompt.key, text, token_ids, len(prompt.token_ids_T), "stop", -0.1, -0.5, 0.1, 0.2, 0)
+
+
+def bright_events(prompt: Prompt) -> str:
+    """What is seen in a window sampled twice a second: the stretches of frame pairs with a bright frame."""
+    pair_patches = np.split(prompt.patches_PC, np.cumsum(prompt.grids_G3.prod(axis=1))[:-1])
+    is_bright = [max(half.mean() for half in np.split(patches, 2)) > 128 for patches in pair_patches]
+    events, start = [], None
+    for pair, bright in enumerate([*is_bright, False]):
+        if bright and start is None:
+            start = pair
+        if not bright and start is not None:
+            events.append({"start": start + 0.2, "end": pair - 1 + 0.2, "description": "a bright light"})
+            start = None
+    return json.dumps(events)
 
 
 def read_until_a_crash(asset, page_nos, store, options):
@@ -97,3 +122,22 @@ class CrashingSandbox(Sandbox):
 
     def iterate(self, function, *args, seconds):
         return super().iterate(read_until_a_crash, *args, seconds=seconds)
+
+
+class DirectLedger:
+    """The ledger of suspects in this very process."""
+
+    def __init__(self) -> None:
+        self.ledger = Ledger()
+
+    def started(self, replica: str) -> None:
+        self.ledger.started(replica)
+
+    async def begin(self, replica: str, unit_id: str) -> Verdict:
+        return self.ledger.begin(replica, unit_id)
+
+    async def begin_page(self, replica: str, unit_id: str, page_no: int) -> None:
+        self.ledger.begin_page(replica, unit_id, page_no)
+
+    async def end(self, replica: str, unit_id: str) -> None:
+        self.ledger.end(replica, unit_id)

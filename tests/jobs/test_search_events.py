@@ -11,6 +11,7 @@ import pyarrow as pa
 import pytest
 
 from jobs.event_index import EventIndex, Query, clock, media_link, read_index, search
+from jobs.export_events import main as export
 from jobs.search_events import main
 from pipeline.event_tables import chapters_table, events_table
 from pipeline.records import Event
@@ -63,7 +64,7 @@ def bm25(texts: list[str], words: str) -> dict[int, float]:
 def test_scores_are_those_of_bm25() -> None:
     draw = random.Random(0)
     vocabulary = ["red", "redder", "circle", "circles", "moves", "a", "stays", "left", "star", "start"]
-    for _ in range(20):
+    for _ in range(8):
         texts = [" ".join(draw.choices(vocabulary, k=draw.randint(1, 9))) for _ in range(30)]
         words = " ".join(draw.choices([*vocabulary, "zebra"], k=draw.randint(1, 3)))
         events = events_table(event(number, MATCH, (0, 1), text) for number, text in enumerate(texts))
@@ -108,7 +109,16 @@ def test_the_command_prints_file_times_words_and_a_link(output: Path, capsys: py
     ]
     assert main([str(output), "red goal", "--json", "--after", "0:12"]) == 0
     hits = json.loads(capsys.readouterr().out)
-    assert (hits[0]["start_us"], hits[0]["link"]) == (10 * SECOND, "file:///films/match%207.mp4#t=10")
+    assert (hits[0]["start_us"], hits[0]["links"]) == (10 * SECOND, ["file:///films/match%207.mp4#t=10"])
+
+
+def test_where_there_is_a_page_a_link_opens_the_event_on_it(output: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert export([str(output), "--format", "html"]) == 0
+    capsys.readouterr()
+    assert main([str(output), "kick"]) == 0
+    link = capsys.readouterr().out.splitlines()[-1].strip()
+    path, anchor = link.removeprefix("file://").split("#")
+    assert f'id="{anchor}"' in Path(path).read_text()
 
 
 def test_a_description_cannot_steer_the_terminal(output: Path, capsys: pytest.CaptureFixture[str]) -> None:

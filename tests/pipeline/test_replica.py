@@ -10,7 +10,7 @@ from model.request import Prompt
 from pipeline.records import Failure, Unit
 from pipeline.replica import EngineThread, Replica
 from pipeline.rows import AnsweredUnit, DecodedPiece, DecodedUnit, Row
-from tests.fakes import FakeLoader
+from tests.fakes import DirectLedger, FakeLoader
 from tests.pipeline.test_rows import facts, prompt
 
 ROOT = Path(__file__).parents[2]
@@ -28,7 +28,7 @@ def unit_row(number: int, drafts: list[str]) -> Row:
 
 def answers_to(rows: list[Row], load_engine: FakeLoader) -> list[AnsweredUnit]:
     async def ask() -> list[Row]:
-        replica = Replica(load_engine)
+        replica = Replica(load_engine, DirectLedger())
         return await asyncio.gather(*(replica(row) for row in rows))
 
     return [AnsweredUnit.from_row(row) for row in asyncio.run(ask())]
@@ -67,7 +67,7 @@ def test_an_engine_that_is_given_only_refused_prompts_waits_for_the_next():
 BROKEN_ENGINE = """
 import asyncio
 from pipeline.replica import Replica
-from tests.fakes import FakeLoader
+from tests.fakes import DirectLedger, FakeLoader
 from tests.pipeline.test_replica import unit_row
 
 def load():
@@ -75,7 +75,7 @@ def load():
     engine.step = lambda: 1 / 0
     return engine
 
-asyncio.run(Replica(load)(unit_row(1, ["x"])))
+asyncio.run(Replica(load, DirectLedger())(unit_row(1, ["x"])))
 """
 
 

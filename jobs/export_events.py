@@ -1,0 +1,165 @@
+"""An index of events as WebVTT, JSON and a page to look at: `python -m jobs.export_events OUTPUT`."""
+
+import argparse
+import json
+import os
+import re
+import sys
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from typing import Any
+from urllib.parse import quote
+
+from jobs.event_index import EventIndex, media_link, read_index
+from jobs.event_page import VideoEvents, event_page
+from jobs.thumbnails import thumbnails_of
+from pipeline.records import BadInput
+from pipeline.store import Store, StoreOptions, absolute, join
+
+DONE, BAD_JOB = 0, 2
+FORMATS = ("vtt", "json", "html")
+DESCRIPTION = """\
+Writes what jobs.index_videos found to files for other programs and for people, in OUTPUT/export or the folder of --to:
+  vtt   NAME.vtt (events) and NAME.chapters.vtt for each video: tracks for a player or an editor
+  json  NAME.json for each video: its events and chapters with links to their seconds
+  html  index.html: a timeline for each video, its events with pictures, click to play; opens without a server
+NAME is the video's file name and the beginning of its id."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    flags = _parser().parse_args(argv)
+    formats = flags.format or FORMATS
+    store = Store(StoreOptions(endpoint_url=flags.endpoint_url, profile=flags.profile))
+    try:
+        output = absolute(flags.output)
+        target = absolute(flags.to) if flags.to else join(output, "export")
+        videos = _videos(read_index(store, output), target)
+    except (ValueError, BadInput) as error:
+        print(f"export_events: {error}", file=sys.stderr)
+        return BAD_JOB
+    written = 0
+    for video in videos:
+        for name, text in _files(video, formats):
+            store.put(join(target, name), text.encode())
+            written += 1
+    if "html" in formats:
+        thumbnails = _write_thumbnails(store, target, videos) if flags.thumbnails else {}
+        store.put(join(target, "index.html"), event_page(flags.title or output, videos, thumbnails).encode())
+        written += 1 + len(thumbnails)
+    print(f"{target}: {len(videos)} videos, {written} files")
+    return DONE
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m jobs.export_events",
+        description=DESCRIPTION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "output", metavar="OUTPUT", help="where jobs.index_videos wrote: a folder or s3://bucket/prefix"
+    )
+    parser.add_argument("--format", action="append", choices=FORMATS, help="only this; may be given several times")
+    parser.add_argument("--to", metavar="FOLDER", help="a folder or s3://bucket/prefix (default: OUTPUT/export)")
+    parser.add_argument("--title", metavar="TEXT", help="heading of the page (default: OUTPUT)")
+    parser.add_argument(
+        "--thumbnails",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="decode a picture at the start of each event for the page",
+    )
+    parser.add_argument("--endpoint-url", metavar="URL", help="S3 endpoint, when it is not AWS's")
+    parser.add_argument("--profile", metavar="TEXT", help="AWS profile")
+    return parser
+
+
+def _videos(index: EventIndex, target: str) -> list[VideoEvents]:
+    """The videos in order of uri, each with its events and chapters in order of time."""
+    of_video: dict[str, dict[str, list[dict[str, Any]]]] = {"events": defaultdict(list), "chapters": defaultdict(list)}
+    for name, table in ("events", index.events), ("chapters", index.chapters):
+        for row in table.sort_by([("start_us", "ascending"), ("end_us", "ascending")]).to_pylist():
+            of_video[name][row["video_id"]].append(row)
+    return [
+        VideoEvents(
+            video,
+            of_video["events"][video["video_id"]],
+            of_video["chapters"][video["video_id"]],
+            _player_url(video["source_uri"], target),
+        )
+        for video in index.videos.sort_by("source_uri").to_pylist()
+    ]
+
+
+def _player_url(uri: str, target: str) -> str:
+    """Where a page in the folder `target` finds a video: relative, so that both can move or be served together. "" for
+    what lies in a bucket: its objects are not public."""
+    return "" if "://" in uri or "://" in target else quote(os.path.relpath(uri, target))
+
+
+def _files(video: VideoEvents, formats: Sequence[str]) -> list[tuple[str, str]]:
+    """(name, content) of the files of one video."""
+    name = _file_name(video.video)
+    files = []
+    if "vtt" in formats:
+        events = [(row["event_id"], row["start_us"], row["end_us"], _cue(row)) for row in video.events]
+        chapters = [(row["chapter_id"], row["start_us"], row["end_us"], row["title"]) for row in video.chapters]
+        files += [(f"{name}.vtt", webvtt(events)), (f"{name}.chapters.vtt", webvtt(chapters))]
+    if "json" in formats:
+        uri = video.video["source_uri"]
+        content = {
+            **video.video,
+            "chapters": video.chapters,
+            "events": [row | {"link": media_link(uri, row["start_us"])} for row in video.events],
+        }
+        files.append((f"{name}.json", json.dumps(content, indent=2, ensure_ascii=False)))
+    return files
+
+
+def _file_name(video: Mapping[str, Any]) -> str:
+    """The video's name as far as every file system takes it, and as much of its id as keeps two apart."""
+    return f"{re.sub(r'[^A-Za-z0-9._-]+', '_', video['filename'])[:80].lstrip('.')}-{video['video_id'][:12]}"
+
+
+def _cue(row: Mapping[str, Any]) -> str:
+    return f"[{row['label']}] {row['description']}" if row["label"] else row["description"]
+
+
+def webvtt(cues: Sequence[tuple[str, int, int, str]]) -> str:
+    """Cues of (id, start and end in microseconds, text) as a WebVTT file (https://www.w3.org/TR/webvtt1/).
+
+    Starts are rounded down and ends up to a millisecond. A text is one line with the three signs escaped that have a
+    meaning there.
+    """
+    blocks = ["WEBVTT"]
+    for identifier, start_us, end_us, text in cues:
+        escaped = " ".join(text.split()).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+        blocks.append(f"{identifier}\n{_vtt_time(start_us // 1000)} --> {_vtt_time(-(-end_us // 1000))}\n{escaped}")
+    return "\n\n".join(blocks) + "\n"
+
+
+def _vtt_time(milliseconds: int) -> str:
+    seconds, rest = divmod(milliseconds, 1000)
+    minutes, seconds = divmod(seconds, 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours:02}:{minutes:02}:{seconds:02}.{rest:03}"
+
+
+def _write_thumbnails(store: Store, target: str, videos: Sequence[VideoEvents]) -> dict[str, str]:
+    """event_id -> URL, relative to the page, of a JPEG of its beginning. A source that is gone has none."""
+    urls: dict[str, str] = {}
+    for video in videos:
+        moments = {row["event_id"]: _moment_us(row) for row in video.events}
+        for event_id, jpeg in thumbnails_of(store, video.video["source_uri"], moments):
+            urls[event_id] = f"thumbnails/{event_id}.jpg"
+            store.put(join(target, urls[event_id]), jpeg)
+    return urls
+
+
+def _moment_us(row: Mapping[str, Any]) -> int:
+    """A second into an event, or its middle: at its start the frames may still show what was before."""
+    start_us: int = row["start_us"]
+    return start_us + min((row["end_us"] - start_us) // 2, 1_000_000)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
