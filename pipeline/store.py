@@ -254,8 +254,14 @@ class _S3Store:
         """Etag and bytes. boto3 tries again until the answer begins; a body that breaks off is tried again here."""
         bucket, key = _split(uri)
         with _as_os_error(uri):
-            for _ in _attempts(self._options.max_attempts):
-                answer = self._client.get_object(Bucket=bucket, Key=key, **condition)
+            for attempt in _attempts(self._options.max_attempts):
+                try:
+                    answer = self._client.get_object(Bucket=bucket, Key=key, **condition)
+                except aws.ClientError as error:
+                    # Of an object that was listed, stores under load say so now and then, and take it back.
+                    if condition and attempt == 0 and error.response["Error"]["Code"] == "AccessDenied":
+                        continue
+                    raise
                 try:
                     return answer["ETag"].strip('"'), answer["Body"].read()
                 except (aws.HTTPClientError, aws.IncompleteReadError):
