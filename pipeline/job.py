@@ -88,6 +88,7 @@ class ParseJob:
         )
         _require(0 <= self.max_failure_rate <= 1, f"max_failure_rate must lie in 0 to 1, not {self.max_failure_rate}")
         selected_pages(self.pages, 1)
+        self.store_options  # noqa: B018 - raises when it cannot be
         self.replica_range  # noqa: B018 - raises when it cannot be read
 
     @property
