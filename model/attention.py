@@ -21,6 +21,7 @@ except ImportError:  # an optional extra: checked_implementation says so where i
 
 AttentionImplementation = Literal["sdpa", "flash_attention_2"]
 FLASH_BLOCK_SIZE = 256  # flash-attn 2 reads paged caches in blocks of a multiple of this
+MASK_SIZE = 2**23  # elements of the largest mask: long chunks over many keys are attended a few rows at a time
 
 
 class Attention(Protocol):
@@ -103,10 +104,12 @@ class PackedCausal:
 
 @dataclass(frozen=True, slots=True)
 class KeyValueCache:
-    """Keys and values of every decoder layer, each [layers, blocks, block size, K, D]."""
+    """Keys and values of every decoder layer, each [layers, blocks, block size, K, D], in FP8 or in the dtype of the
+    network. FP8 (e4m3) has no scales here: what lies beyond its largest value is cut to it."""
 
     keys: Tensor
     values: Tensor
+    dtype: torch.dtype  # of the network
 
     @property
     def block_size(self) -> int:
@@ -162,23 +165,26 @@ class PagedSdpa:
         self._slots_N = device_tensor(_slots([*longs, *singles], cache.block_size), device)
         # A chunk with nothing before it (None) sees only itself and needs no gathering.
         self._tables = [device_tensor(_tables([c], cache.block_size)[0], device) if c.start else None for c in longs]
-        self._masks = [_causal_mask(c, cache.keys) if c.start else None for c in longs]
+        self._bands = [_causal_band(chunk, cache) if chunk.start else None for chunk in longs]
         self._single_tables_SB = device_tensor(_tables(singles, cache.block_size), device)
         room = self._single_tables_SB.shape[1] * cache.block_size
         ends_S = device_tensor(np.array([chunk.end for chunk in singles], dtype=np.int64), device)
         visible_ST = torch.arange(room, device=device) < ends_S[:, None]
-        self._single_mask_S11T = _additive(visible_ST, cache.keys.dtype)[:, None, None]
+        self._single_mask_S11T = _additive(visible_ST, cache.dtype)[:, None, None]
 
     def __call__(self, layer: int, query_NHD: Tensor, key_NKD: Tensor, value_NKD: Tensor) -> Tensor:
+        if self._cache.keys.dtype == torch.float8_e4m3fn:  # a chunk sees itself as later chunks will see it
+            key_NKD, value_NKD = (_to_fp8(part).to(part.dtype) for part in (key_NKD, value_NKD))
         keys, values = _write(self._cache, layer, self._slots_N, key_NKD, value_NKD)
         outputs = []
         start = 0
-        for chunk, table_B, mask in zip(self._longs, self._tables, self._masks, strict=True):
+        for chunk, table_B, band in zip(self._longs, self._tables, self._bands, strict=True):
             rows = slice(start, start + len(chunk))
-            key_TKD, value_TKD = key_NKD[rows], value_NKD[rows]
-            if table_B is not None:
-                key_TKD, value_TKD = (_gather(part, table_B[None])[0, : chunk.end] for part in (keys, values))
-            outputs.append(_chunk_attention(query_NHD[rows], key_TKD, value_TKD, mask))
+            if table_B is None or band is None:
+                outputs.append(_chunk_attention(query_NHD[rows], key_NKD[rows], value_NKD[rows], None))
+            else:
+                key_TKD, value_TKD = (self._gather(part, table_B[None])[0, : chunk.end] for part in (keys, values))
+                outputs += _cached_attention(chunk, query_NHD[rows], key_TKD, value_TKD, band)
             start = rows.stop
         if start < len(query_NHD):
             outputs.append(self._single_attention(query_NHD[start:], keys, values))
@@ -186,12 +192,18 @@ class PagedSdpa:
 
     def _single_attention(self, query_SHD: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         """One token of each sequence: its query heads of one key head are the rows of one small attention."""
-        key_SKTD, value_SKTD = (_gather(part, self._single_tables_SB).transpose(1, 2) for part in (keys, values))
+        key_SKTD, value_SKTD = (self._gather(part, self._single_tables_SB).transpose(1, 2) for part in (keys, values))
         query_SKGD = query_SHD.unflatten(1, (key_SKTD.shape[1], -1))
         attended_SKGD = F.scaled_dot_product_attention(
             query_SKGD, key_SKTD, value_SKTD, attn_mask=self._single_mask_S11T
         )
         return attended_SKGD.flatten(1, 2)
+
+    def _gather(self, blocks: Tensor, tables_SB: Tensor) -> Tensor:
+        """[blocks, block size, K, D] -> [S, T, K, D], T = the room of B blocks. Whole blocks are copied, not single
+        tokens."""
+        rows = blocks.flatten(1).index_select(0, tables_SB.flatten())
+        return rows.view(len(tables_SB), -1, *blocks.shape[2:]).to(self._cache.dtype)
 
 
 class PagedFlash:
@@ -245,16 +257,18 @@ def _write(
 ) -> tuple[Tensor, Tensor]:
     """Puts the new keys and values of a layer into their slots -> its whole cache, each [blocks, block size, K, D]."""
     keys, values = cache.keys[layer], cache.values[layer]
-    keys.flatten(0, 1).index_copy_(0, slots_N, key_NKD)
-    values.flatten(0, 1).index_copy_(0, slots_N, value_NKD)
+    for cached, new_NKD in ((keys, key_NKD), (values, value_NKD)):
+        if cached.dtype == torch.float8_e4m3fn:  # copied as bytes, since not every device indexes FP8
+            cached.view(torch.uint8).flatten(0, 1).index_copy_(0, slots_N, _to_fp8(new_NKD).view(torch.uint8))
+        else:
+            cached.flatten(0, 1).index_copy_(0, slots_N, new_NKD)
     return keys, values
 
 
-def _gather(blocks: Tensor, tables_SB: Tensor) -> Tensor:
-    """[blocks, block size, K, D] -> [S, T, K, D], T = the room of B blocks. Whole blocks are copied, not single
-    tokens."""
-    rows = blocks.flatten(1).index_select(0, tables_SB.flatten())
-    return rows.view(len(tables_SB), -1, *blocks.shape[2:])
+def _to_fp8(values: Tensor) -> Tensor:
+    """Beyond the largest value torch would make NaN."""
+    largest = torch.finfo(torch.float8_e4m3fn).max
+    return values.clamp(-largest, largest).to(torch.float8_e4m3fn)
 
 
 def _chunk_attention(query_NHD: Tensor, key_TKD: Tensor, value_TKD: Tensor, mask_NT: Tensor | None) -> Tensor:
@@ -272,10 +286,27 @@ def _chunk_attention(query_NHD: Tensor, key_TKD: Tensor, value_TKD: Tensor, mask
     return attended_KGND.permute(2, 0, 1, 3).flatten(1, 2)
 
 
-def _causal_mask(chunk: CachedChunk, like: Tensor) -> Tensor:
-    """[N, T]: token start + n of the sequence sees those up to itself."""
-    places_T = torch.arange(chunk.end, device=like.device)
-    return _additive(places_T <= places_T[chunk.start :, None], like.dtype)
+def _causal_band(chunk: CachedChunk, cache: KeyValueCache) -> Tensor:
+    """The mask of the last rows of a chunk, with more columns in front: moved left by r, it is the mask of the rows
+    r before. What a pass needs for masks is bounded by about MASK_SIZE, however long context and chunk are.
+    """
+    num_rows = min(len(chunk), max(1, MASK_SIZE // chunk.end))
+    last = (len(chunk) - 1) // num_rows * num_rows  # the first row of the last part
+    columns = torch.arange(last + chunk.end, device=cache.keys.device)
+    rows = torch.arange(num_rows, device=cache.keys.device)
+    return _additive(columns <= chunk.start + last + rows[:, None], cache.dtype)
+
+
+def _cached_attention(
+    chunk: CachedChunk, query_NHD: Tensor, key_TKD: Tensor, value_TKD: Tensor, band: Tensor
+) -> list[Tensor]:
+    """A chunk over all tokens up to its end, as many rows at a time as the band has."""
+    last = band.shape[1] - chunk.end
+    parts = query_NHD.split(len(band))
+    return [
+        _chunk_attention(part, key_TKD, value_TKD, band[: len(part), shift : shift + chunk.end])
+        for part, shift in zip(parts, range(last, -1, -len(band)), strict=True)
+    ]
 
 
 def _additive(visible: Tensor, dtype: torch.dtype) -> Tensor:

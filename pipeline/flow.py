@@ -55,6 +55,7 @@ def prepare(job: ParseJob) -> Setup:
     """
     prompt = page_prompt(job.prompt)
     processor = Processor.from_pretrained(resolve_model(job.model))
+    processor.config.check_tensor_parallel(job.tensor_parallel)
     document = DocumentOptions(
         min_tokens=min(job.min_tokens_per_page, processor.max_image_tokens),
         max_tokens=min(job.max_tokens_per_page, processor.max_image_tokens),
@@ -206,6 +207,7 @@ def engine_loader(setup: Setup, resources: Resources) -> EngineLoader:
         device=resources.device,
         dtype=None if setup.job.dtype == "auto" else setup.job.dtype,
         max_batch_size=resources.batch_size,
+        tensor_parallel=setup.job.tensor_parallel,
     )
 
 

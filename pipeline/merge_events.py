@@ -4,13 +4,15 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from difflib import SequenceMatcher
 from itertools import pairwise
 
 from pipeline.parse_events import pair_times
 from pipeline.records import Chapter, Event, EventSource, WindowEvent, WindowSpan, stable_id
 
 _WORD = re.compile(r"\w+")
-_ALIKE = 0.5  # share of words that two descriptions of one event have in common, and of time that two views of it have
+_LEAST_WORDS = 0.6  # how alike two descriptions of one event are at least
+_LEAST_TIME = 0.5  # the share of time in common that two views of one event have at least, if their words differ
 _CHAPTER_GAP_US = 10_000_000  # nothing happens for so long: what comes next is another chapter
 _CHAPTER_US = 300_000_000  # a chapter of this length ends as soon as nothing happens
 
@@ -39,7 +41,7 @@ def merge_events(video_id: str, windows: Sequence[tuple[WindowSpan, Sequence[Win
     """The events of a video from its windows in order, in order of start.
 
     Two windows show the same event where, in the time both see, the two views agree: their descriptions are the same
-    and they meet, or at least half of the words and half of the time are common to both. Each view of a window goes
+    and they meet, or the descriptions are alike and half of the time is common to both. Each view of a window goes
     with one view of the window before at most, the best pairs first, so that of two alike events neither swallows the
     other. Windows that only touch have one event where both views touch the border with the same words. A long event
     is followed from window to window like this; views that never were in the same time are never compared.
@@ -88,18 +90,20 @@ def _continued(threads: Sequence[_Thread], views: Sequence[_View]) -> list[_Thre
 
 def _likeness(earlier: _View, later: _View) -> tuple[float, float] | None:
     """How well two views of different windows agree, (words, time), each 0 to 1; None where they are two events."""
-    words = _common_words(earlier.event, later.event)
     zone = later.span.start_us, earlier.span.end_us
-    if words < _ALIKE or zone[0] > zone[1]:
-        return None
-    if zone[0] == zone[1]:
-        is_one = words == 1 and not earlier.ends_inside and not later.starts_inside
-        return (words, 0.0) if is_one else None
+    is_same = _words(earlier.event) == _words(later.event)
+    if zone[0] >= zone[1]:
+        touch = zone[0] == zone[1] and not earlier.ends_inside and not later.starts_inside
+        return (1.0, 0.0) if is_same and touch else None
     first, second = _inside(earlier.event, zone), _inside(later.event, zone)
     common = min(first[1], second[1]) - max(first[0], second[0])
     share = max(common, 0) / max(max(first[1], second[1]) - min(first[0], second[0]), 1)
-    is_one = (common > 0 or _is_near(earlier, later)) if words == 1 else share >= _ALIKE
-    return (words, share) if is_one else None
+    if is_same:
+        return (1.0, share) if common > 0 or _is_near(earlier, later) else None
+    if share < _LEAST_TIME or earlier.event.label != later.event.label:
+        return None
+    alike = _alike(_words(earlier.event), _words(later.event))
+    return (alike, share) if alike >= _LEAST_WORDS else None
 
 
 def _is_near(earlier: _View, later: _View) -> bool:
@@ -120,13 +124,16 @@ def _pair_us(span: WindowSpan) -> int:
     return max((later - earlier for earlier, later in pairwise(starts)), default=0)
 
 
-def _common_words(first: WindowEvent, second: WindowEvent) -> float:
-    """The share of words that two descriptions have in common (Jaccard); 1 for the same words in one order alone."""
-    one, other = (_WORD.findall(event.description.casefold()) for event in (first, second))
-    if one == other:
-        return 1.0
-    both, either = Counter(one) & Counter(other), Counter(one) | Counter(other)
-    return 0.0 if first.label != second.label else min(both.total() / either.total(), 0.99)
+def _words(event: WindowEvent) -> list[str]:
+    return _WORD.findall(event.description.casefold())
+
+
+def _alike(first: list[str], second: list[str]) -> float:
+    """How alike two descriptions are, 0 to below 1: the share of words in common (Jaccard) or, for words that were read
+    a letter wrong, of letters in common."""
+    both, either = Counter(first) & Counter(second), Counter(first) | Counter(second)
+    letters = SequenceMatcher(None, " ".join(first), " ".join(second), autojunk=False).ratio()
+    return min(max(both.total() / max(either.total(), 1), letters), 0.99)
 
 
 def _merged(video_id: str, thread: _Thread, first_us: int, last_us: int) -> Event:

@@ -49,11 +49,17 @@ class EngineLoader:
     device: str
     dtype: str | None
     max_batch_size: int
+    tensor_parallel: int
 
     def __call__(self) -> Engine:
         from model.engine import Engine, EngineOptions
 
-        options = EngineOptions(device=self.device, dtype=self.dtype, max_batch_size=self.max_batch_size)
+        options = EngineOptions(
+            device=self.device,
+            dtype=self.dtype,
+            max_batch_size=self.max_batch_size,
+            tensor_parallel=self.tensor_parallel,
+        )
         return Engine.from_pretrained(resolve_model(self.model), options)
 
 

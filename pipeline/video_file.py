@@ -12,6 +12,7 @@ from typing import Any, BinaryIO
 
 import av
 from av.container import InputContainer
+from av.packet import Packet
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
@@ -45,12 +46,15 @@ def _open(file: BinaryIO) -> InputContainer:
     if not head:
         raise BadInput(Stage.OPEN, ErrorCode.EMPTY_FILE, "the file has 0 bytes")
     try:
-        return av.open(
+        container = av.open(
             file,
+            mode="r",
             options={"format_whitelist": ",".join(FORMATS), "protocol_whitelist": "none"},
             io_open=_refuse,
             metadata_errors="replace",  # a title in Latin-1 is no reason to refuse a video
         )
+        assert isinstance(container, InputContainer)
+        return container
     except av.error.FFmpegError as error:
         code = ErrorCode.CORRUPT if any(sign in head for sign in _SIGNATURES) else ErrorCode.UNSUPPORTED_TYPE
         message = f"not a video that can be opened: {error.strerror or error}; it begins {head[:8]!r}"
@@ -147,7 +151,7 @@ class VideoFile:
         with suppress(av.error.FFmpegError):  # a raw stream that was not read yet is at its start
             self.container.seek(before, stream=self.stream, backward=True, any_frame=self.is_raw)
 
-    def _packets(self) -> Iterator[av.Packet]:
+    def _packets(self) -> "Iterator[Packet[VideoStream]]":
         packets = self.container.demux(self.stream)
         while True:
             try:

@@ -5,10 +5,12 @@ begins to show in it, at its own time. So nothing depends on frame numbers or on
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import cast
 
 import numpy as np
+from av.sidedata.sidedata import SideData
 from av.sidedata.sidedata import Type as SideDataType
 from av.video.frame import VideoFrame
 from av.video.reformatter import ColorTrc, Interpolation, VideoReformatter
@@ -17,7 +19,9 @@ from numpy.typing import NDArray
 from pipeline.video_file import VideoFile
 from pipeline.video_windows import PlannedWindow
 
-SKIP_US = 4_000_000  # a stretch of which no frame is wanted is jumped over when it is longer: key frames are rarely closer
+SKIP_US = (
+    4_000_000  # a stretch of which no frame is wanted is jumped over when it is longer: key frames are rarely closer
+)
 HDR = (ColorTrc.SMPTE2084, ColorTrc.ARIB_STD_B67)  # PQ and HLG
 _TONE_WHITE = 1000.0  # candela per square metre that become white
 
@@ -130,7 +134,7 @@ class Orientation:
 
 def orientation_of(frame: VideoFrame) -> Orientation:
     """By the display matrix that travels with the frame; other signs, such as names of tracks, are not trusted."""
-    for data in frame.side_data:
+    for data in cast(Iterable[SideData], frame.side_data):  # PyAV's types take it for a mapping
         if data.type == SideDataType.DISPLAYMATRIX:
             a, b, _, c, d, *_ = np.frombuffer(bytes(data), dtype="<i4")[:9].tolist()
             if abs(b) > abs(a):  # x' = a x + c y, y' = b x + d y

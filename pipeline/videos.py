@@ -102,9 +102,7 @@ def inspect_video(file: BinaryIO, options: VideoOptions) -> VideoInfo:
         )
 
 
-def read_windows(
-    file: BinaryIO, numbers: Sequence[int], info: VideoInfo
-) -> Iterator[Window | tuple[int, Failure]]:
+def read_windows(file: BinaryIO, numbers: Sequence[int], info: VideoInfo) -> Iterator[Window | tuple[int, Failure]]:
     """One item for each of `numbers` (1-based, ascending) of the windows planned in `info`, in order.
 
     Raises BadInput when the video cannot be opened, and whatever `file` raises when it cannot be read from.

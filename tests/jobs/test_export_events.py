@@ -11,8 +11,9 @@ from PIL import Image
 
 from jobs.event_index import read_index
 from jobs.export_events import main, webvtt
+from jobs.search_events import main as search
 from pipeline.records import Event
-from pipeline.store import Store
+from pipeline.store import Store, StoreOptions, join
 from tests.jobs.event_runs import SECOND, video_id, write_run, write_sample_run
 
 EVIL = '</script><img src=x onerror="document.title=\'owned\'">& --> "it\'s"\n\nNOTE <b>'
@@ -146,3 +147,20 @@ def test_json_says_what_the_tables_say(evil: Path, tmp_path: Path) -> None:
 def test_an_index_that_is_not_finished_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([str(tmp_path)]) == 2
     assert "holds no finished index" in capsys.readouterr().err
+
+
+def test_an_index_in_a_bucket_is_exported_and_searched_there(
+    s3, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_sample_run(tmp_path, clips=1)
+    store = Store(StoreOptions(endpoint_url=s3.endpoint_url))
+    output = f"s3://{s3.new_bucket()}/index"
+    for path in (path for path in (tmp_path / "out").rglob("*") if path.is_file()):
+        store.put(join(output, str(path.relative_to(tmp_path / "out"))), path.read_bytes())
+    assert main([output, "--endpoint-url", s3.endpoint_url]) == 0
+    names = {asset.uri.rsplit("/", 1)[-1] for asset in store.list(join(output, "export"))}
+    rows = read_index(store, output).events.to_pylist()
+    assert {"index.html"} | {f"{row['event_id']}.jpg" for row in rows} <= names
+    capsys.readouterr()
+    assert search([output, rows[0]["description"], "--endpoint-url", s3.endpoint_url, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)[0]["description"] == rows[0]["description"]

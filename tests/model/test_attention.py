@@ -55,14 +55,18 @@ def flash_kvcache_stand_in(q, k_cache, v_cache, *, cache_seqlens, block_table, c
 
 
 @pytest.mark.parametrize("spans", ROWS.values(), ids=ROWS.keys())
-@pytest.mark.parametrize(("implementation", "block_size"), [("sdpa", 1), ("sdpa", 3), ("flash_attention_2", 256)])
-def test_every_token_sees_its_own_sequence_up_to_itself(monkeypatch, implementation, block_size, spans):
+@pytest.mark.parametrize(
+    ("implementation", "block_size", "mask_size"),
+    [("sdpa", 1, 2**22), ("sdpa", 3, 2**22), ("sdpa", 3, 21), ("sdpa", 3, 1), ("flash_attention_2", 256, 0)],
+)
+def test_every_token_sees_its_own_sequence_up_to_itself(monkeypatch, implementation, block_size, mask_size, spans):
+    monkeypatch.setattr(model.attention, "MASK_SIZE", mask_size)
     monkeypatch.setattr(model.attention, "flash_attn_varlen_func", flash_varlen_stand_in)
     monkeypatch.setattr(model.attention, "flash_attn_with_kvcache", flash_kvcache_stand_in)
     rng = np.random.default_rng(block_size)
     num_blocks = BLOCKS * 6 if block_size < 16 else len(spans)
     keys, values = (rng.standard_normal((LAYERS, num_blocks, block_size, KEY_HEADS, HEAD_DIM)) for _ in range(2))
-    cache = KeyValueCache(torch.from_numpy(keys.copy()), torch.from_numpy(values.copy()))
+    cache = KeyValueCache(torch.from_numpy(keys.copy()), torch.from_numpy(values.copy()), torch.float64)
     shuffled = iter(rng.permutation(num_blocks).tolist())
     tables = [[next(shuffled) for _ in range(-(-end // block_size))] for _, end in spans]
     chunks = [CachedChunk(table, *span) for table, span in zip(tables, spans, strict=True)]
@@ -92,6 +96,6 @@ def test_every_token_sees_its_own_sequence_up_to_itself(monkeypatch, implementat
 
 
 def test_flash_attention_refuses_blocks_it_cannot_read():
-    cache = KeyValueCache(*(torch.zeros(1, 4, 16, KEY_HEADS, HEAD_DIM) for _ in range(2)))
+    cache = KeyValueCache(*(torch.zeros(1, 4, 16, KEY_HEADS, HEAD_DIM) for _ in range(2)), torch.float32)
     with pytest.raises(ValueError, match="multiple of 256, not 16"):
         paged_attention(cache, [CachedChunk([0], 0, 3)], "flash_attention_2")

@@ -133,7 +133,9 @@ def test_the_8b_configuration_has_the_published_number_of_parameters():
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ({"rope_scaling": {"rope_type": "yarn", "mrope_interleaved": True}}, "rope type is 'yarn'"),
+        ({"rope_scaling": {"rope_type": "dynamic", "mrope_interleaved": True}}, "rope type is 'dynamic'"),
+        ({"rope_scaling": {"rope_type": "yarn", "mrope_interleaved": True}}, "'factor' is missing"),
+        ({"rope_scaling": {"rope_type": "yarn", "mrope_interleaved": True, "mscale": 1}}, "mscale is 1"),
         ({"hidden_act": "gelu"}, "hidden_act is 'gelu'"),
         ({"hidden_size": 2048}, "out_hidden_size 4096 is not the text hidden_size 2048"),
         ({"rope_scaling": {"mrope_interleaved": True, "mrope_section": [16, 24, 20]}}, "sum head_dim / 2"),
