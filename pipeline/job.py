@@ -69,6 +69,7 @@ class Job:
         )
         _require(self.tokens_per_second >= 0, f"tokens_per_second must be 0 or more, not {self.tokens_per_second}")
         _require(0 <= self.max_failure_rate <= 1, f"max_failure_rate must lie in 0 to 1, not {self.max_failure_rate}")
+        self.store_options  # noqa: B018 - raises when it cannot be
         self.replica_range  # noqa: B018 - raises when it cannot be read
 
     @property
