@@ -7,6 +7,7 @@ import argparse
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -61,14 +62,25 @@ def sized_config(name: str) -> ModelConfig:
     if name not in SIZES:
         raise ValueError(f"config {name!r}: choose demo, {', '.join(SIZES)}")
     hidden, intermediate, layers, heads, key_heads, tied, seen, wide, depth, taps = SIZES[name]
-    text = {"vocab_size": 151936, "hidden_size": hidden, "intermediate_size": intermediate, "rope_theta": 5e6}
+    text: dict[str, Any] = {
+        "vocab_size": 151936,
+        "hidden_size": hidden,
+        "intermediate_size": intermediate,
+        "rope_theta": 5e6,
+    }
     text |= {"num_hidden_layers": layers, "num_attention_heads": heads, "num_key_value_heads": key_heads}
     text |= {"head_dim": 128, "rms_norm_eps": 1e-6, "max_position_embeddings": 262144}
     text |= {"hidden_act": "silu", "rope_scaling": {"mrope_interleaved": True, "mrope_section": [24, 20, 20]}}
-    vision = {"depth": depth, "hidden_size": seen, "intermediate_size": wide, "num_heads": 16, "in_channels": 3}
+    vision: dict[str, Any] = {
+        "depth": depth,
+        "hidden_size": seen,
+        "intermediate_size": wide,
+        "num_heads": 16,
+        "in_channels": 3,
+    }
     vision |= {"patch_size": 16, "temporal_patch_size": 2, "spatial_merge_size": 2, "num_position_embeddings": 2304}
     vision |= {"out_hidden_size": hidden, "deepstack_visual_indexes": taps, "hidden_act": "gelu_pytorch_tanh"}
-    ids = {"image_token_id": 151655, "video_token_id": 151656}
+    ids: dict[str, Any] = {"image_token_id": 151655, "video_token_id": 151656}
     ids |= {"vision_start_token_id": 151652, "vision_end_token_id": 151653}
     raw = {"model_type": "qwen3_vl", "text_config": text, "vision_config": vision, "dtype": "bfloat16", **ids}
     return parse_config({**raw, "tie_word_embeddings": tied})
@@ -91,7 +103,7 @@ def peaks(device: torch.device, dtype: torch.dtype) -> tuple[float, float]:
 
 def timed(work: Callable[[], object], device: torch.device) -> float:
     """Median seconds of one call, warmed up and waited for."""
-    seconds = []
+    seconds: list[float] = []
     began = time.perf_counter()
     while len(seconds) < 5 or time.perf_counter() - began < 2 * WARM_UP_SECONDS:
         start = time.perf_counter()
@@ -161,7 +173,8 @@ class Bench:
         text = self.config.text
         shape = (text.num_hidden_layers, text.num_key_value_heads, batch * blocks, block_size, text.head_dim)
         cache_dtype = torch.float8_e4m3fn if options.fp8_cache else self.dtype
-        cache = KeyValueCache(*(torch.zeros(shape, dtype=cache_dtype, device=self.device) for _ in range(2)))
+        keys, values = (torch.zeros(shape, dtype=cache_dtype, device=self.device) for _ in range(2))
+        cache = KeyValueCache(keys, values, self.dtype)
         tables = np.arange(batch * blocks).reshape(batch, blocks).tolist()
         chunks = [CachedChunk(table, seen, seen + 1 + drafts) for table in tables]
         rows = batch * (1 + drafts)

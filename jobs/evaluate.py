@@ -15,7 +15,8 @@ import numpy as np
 import torch
 from rapidfuzz.distance import Levenshtein
 
-from jobs.bench import until_stop, with_transformers
+from jobs.bench import until_stop
+from jobs.bench_peers import with_transformers
 from jobs.event_scores import EventScores, as_sampled, score_events
 from jobs.sample_videos import SampleEvent, answer_for, clip_window, disturb, is_clear, make_clip, pairs_of
 from jobs.samples import READABLE, Difficulty, render_batch

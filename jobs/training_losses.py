@@ -9,6 +9,8 @@ Letters: B samples, T tokens of one, N = B x T, H query heads, K key heads, D he
 A letters.
 """
 
+from dataclasses import replace
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -64,11 +66,15 @@ def tower_loss(network: Qwen3VL, probe: GlyphProbe, batch: TrainingBatch) -> Ten
     return probe.loss(visual.embeddings_MO, torch.from_numpy(batch.glyphs_MQA))
 
 
-def losses_of(network: Qwen3VL, probe: GlyphProbe, batch: TrainingBatch) -> tuple[dict[str, Tensor], float]:
+def losses_of(
+    network: Qwen3VL, probe: GlyphProbe, batch: TrainingBatch, *, has_deepstack: bool = True
+) -> tuple[dict[str, Tensor], float]:
     """Mean cross-entropy of the answers' tokens with what the probe and the pointing heads lose, where there is any;
-    and the share of the answers' tokens guessed right."""
+    and the share of the answers' tokens guessed right. Without DeepStack the decoder gets zeros from its levels."""
     token_ids_BT = torch.from_numpy(batch.token_ids_BT)
     visual = network.look(torch.from_numpy(batch.patches_PC), batch.grids_G3)
+    if not has_deepstack:
+        visual = replace(visual, deepstack_LMO=torch.zeros_like(visual.deepstack_LMO))
     pointing = PointingCausal(torch.from_numpy(batch.targets_BT))
     hidden_NE = network(token_ids_BT.flatten(), torch.from_numpy(batch.positions_3N), pointing, visual)
     predicted = torch.from_numpy(batch.is_answer_BT).flatten().nonzero().squeeze(1)

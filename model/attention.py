@@ -115,11 +115,13 @@ class PackedCausal:
 
 @dataclass(frozen=True, slots=True)
 class KeyValueCache:
-    """Keys and values of every decoder layer, each [layers, K, blocks, block size, D]: with the heads outside, blocks
-    that follow each other are one [T, D] matrix of a head, which is read in place."""
+    """Keys and values of every decoder layer, each [layers, K, blocks, block size, D], in FP8 or in the dtype of the
+    network: with the heads outside, blocks that follow each other are one [T, D] matrix of a head, which is read in
+    place. FP8 (e4m3) has no scales here: what lies beyond its largest value is cut to it."""
 
     keys: Tensor
     values: Tensor
+    dtype: torch.dtype  # of the network
 
     @property
     def block_size(self) -> int:
@@ -180,13 +182,12 @@ class PagedSdpa:
         self._lengths = [len(chunk) for chunk in chunks]
         # A chunk with nothing before it (None) sees only itself, so the cache is not read at all.
         self._places = [_place(chunk, cache) if chunk.start else None for chunk in chunks]
-        self._chunks = chunks
-        self._bands: list[Tensor | None] | None = None
+        self._bands = [_causal_band(c, cache) if c.start and len(c) > 1 else None for c in chunks]
 
     def __call__(self, layer: int, query_NHD: Tensor, key_NKD: Tensor, value_NKD: Tensor) -> Tensor:
+        if self._cache.keys.dtype == torch.float8_e4m3fn:  # a chunk sees itself as later chunks will see it
+            key_NKD, value_NKD = (_to_fp8(part).to(part.dtype) for part in (key_NKD, value_NKD))
         keys, values = _write(self._cache, layer, self._slots_N, key_NKD, value_NKD)
-        if self._bands is None:  # the same for all layers, once the dtype is known
-            self._bands = [_causal_band(c, query_NHD) if c.start and len(c) > 1 else None for c in self._chunks]
         queries = query_NHD.split(self._lengths)
         new = zip(key_NKD.split(self._lengths), value_NKD.split(self._lengths), strict=True)
         outputs = []
@@ -312,14 +313,19 @@ def _write(
 ) -> tuple[Tensor, Tensor]:
     """Puts the new keys and values of a layer into their slots -> its whole cache, each [K, blocks, block size, D]."""
     keys, values = cache.keys[layer], cache.values[layer]
-    for part, new_NKD in ((keys, key_NKD), (values, value_NKD)):
-        # As bytes where they are single ones: torch copies them, but has no index_copy for fp8.
-        cast_KND = new_NKD.transpose(0, 1).to(part.dtype)
-        if part.element_size() == 1:
-            part.view(torch.uint8).flatten(1, 2).index_copy_(1, slots_N, cast_KND.view(torch.uint8))
+    for cached, new_NKD in ((keys, key_NKD), (values, value_NKD)):
+        new_KND = new_NKD.transpose(0, 1)
+        if cached.dtype == torch.float8_e4m3fn:  # copied as bytes, since not every device indexes FP8
+            cached.view(torch.uint8).flatten(1, 2).index_copy_(1, slots_N, _to_fp8(new_KND).view(torch.uint8))
         else:
-            part.flatten(1, 2).index_copy_(1, slots_N, cast_KND)
+            cached.flatten(1, 2).index_copy_(1, slots_N, new_KND)
     return keys, values
+
+
+def _to_fp8(values: Tensor) -> Tensor:
+    """Beyond the largest value torch would make NaN."""
+    largest = torch.finfo(torch.float8_e4m3fn).max
+    return values.clamp(-largest, largest).to(torch.float8_e4m3fn)
 
 
 def _chunk_attention(query_NHD: Tensor, key_KTD: Tensor, value_KTD: Tensor, mask_NT: Tensor | None) -> Tensor:
@@ -341,15 +347,15 @@ def _chunk_attention(query_NHD: Tensor, key_KTD: Tensor, value_KTD: Tensor, mask
     return attended_KGND.permute(2, 0, 1, 3).flatten(1, 2)
 
 
-def _causal_band(chunk: CachedChunk, like: Tensor) -> Tensor:
+def _causal_band(chunk: CachedChunk, cache: KeyValueCache) -> Tensor:
     """The mask of the last rows of a chunk, with more columns in front: moved left by r, it is the mask of the rows
     r before. What a pass needs for masks is bounded by about MASK_SIZE, however long context and chunk are.
     """
     num_rows = min(len(chunk), max(1, MASK_SIZE // chunk.end))
     last = (len(chunk) - 1) // num_rows * num_rows  # the first row of the last part
-    columns = torch.arange(last + chunk.end, device=like.device)
-    rows = torch.arange(num_rows, device=like.device)
-    return _additive(columns <= chunk.start + last + rows[:, None], like.dtype)
+    columns = torch.arange(last + chunk.end, device=cache.keys.device)
+    rows = torch.arange(num_rows, device=cache.keys.device)
+    return _additive(columns <= chunk.start + last + rows[:, None], cache.dtype)
 
 
 def _cached_attention(query_NHD: Tensor, key_KTD: Tensor, value_KTD: Tensor, band: Tensor) -> list[Tensor]:

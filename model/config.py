@@ -84,11 +84,27 @@ class ModelConfig:
     vision_start_token_id: int
     vision_end_token_id: int
     dtype: str  # of the tensors on disk, by the checkpoint's own word: "bfloat16", "float32", ...
+    fp8: bool = False  # matrices lie on disk as FP8 blocks with scales, which ones, their dtypes say
 
     @property
     def pixel_multiple(self) -> int:
         """Both sides of a frame are multiples of this many pixels: one visual token covers a square of them."""
         return self.vision.patch_size * self.vision.spatial_merge_size
+
+    def check_tensor_parallel(self, size: int) -> None:
+        """Raises ValueError when the decoder cannot be cut for `size` ranks; key heads may be fewer than ranks, as
+        ranks can hold the same one."""
+        key_heads = self.text.num_key_value_heads
+        if key_heads % size and size % key_heads:
+            raise ValueError(
+                f"tensor_parallel {size}: neither it nor num_key_value_heads, {key_heads}, divides the other"
+            )
+        sizes = {name: getattr(self.text, name) for name in ("num_attention_heads", "intermediate_size", "vocab_size")}
+        if self.text.moe:
+            sizes["moe_intermediate_size"] = self.text.moe.moe_intermediate_size
+        for name, whole in sizes.items():
+            if whole % size:
+                raise ValueError(f"tensor_parallel {size} does not divide {name}, {whole}")
 
 
 def read_config(folder: Path) -> ModelConfig:
@@ -108,8 +124,6 @@ def parse_config(raw: dict[str, Any], source: str = "config.json") -> ModelConfi
     """
     if raw.get("model_type") not in ("qwen3_vl", "qwen3_vl_moe"):
         raise ValueError(f"{source}: model_type is {raw.get('model_type')!r}, not 'qwen3_vl' or 'qwen3_vl_moe'")
-    if raw.get("quantization_config"):
-        raise ValueError(f"{source}: quantized checkpoints are not supported yet")
     need = partial(_required, source=source)
     text, vision = need(raw, "text_config"), need(raw, "vision_config")
     rope = text.get("rope_parameters") or {"rope_theta": need(text, "rope_theta"), **need(text, "rope_scaling")}
@@ -127,8 +141,9 @@ def parse_config(raw: dict[str, Any], source: str = "config.json") -> ModelConfi
             yarn=_yarn(rope, source),
             moe=_moe(text, source) if raw["model_type"] == "qwen3_vl_moe" else None,
         ),
-        **{name: need(raw, name) for name in _names(ModelConfig) if name not in ("vision", "text", "dtype")},
+        **{name: need(raw, name) for name in _names(ModelConfig) if name not in ("vision", "text", "dtype", "fp8")},
         dtype=raw.get("dtype") or text.get("dtype") or need(raw, "torch_dtype"),
+        fp8=_is_fp8(raw.get("quantization_config") or text.get("quantization_config"), source),
     )
     _check_sizes(config, source)
     return config
@@ -186,6 +201,23 @@ def _moe(text: dict[str, Any], source: str) -> MoEConfig:
     if not 0 < moe.num_experts_per_tok <= moe.num_experts or moe.decoder_sparse_step < 1:
         raise ValueError(f"{source}: {moe} cannot be: a token needs 1 to num_experts experts, the step is at least 1")
     return moe
+
+
+def _is_fp8(quantization: dict[str, Any] | None, source: str) -> bool:
+    """Raises ValueError for a quantization other than e4m3 in blocks of 128 x 128 with scales found at run time."""
+    if not quantization:
+        return False
+    built_in = {
+        "quant_method": "fp8",
+        "fmt": "e4m3",
+        "weight_block_size": [128, 128],
+        "activation_scheme": "dynamic",
+    }
+    for name, expected in built_in.items():
+        found = quantization.get(name, expected if name == "fmt" else None)
+        if found != expected:
+            raise ValueError(f"{source}: quantization_config.{name} is {found!r}; this version runs {expected!r} only")
+    return True
 
 
 def _names(cls: type) -> list[str]:

@@ -18,14 +18,17 @@ import torch
 
 from model.attention import AttentionImplementation, check_block_size, checked_implementation
 from model.cache import BlockPool
+from model.config import read_config
 from model.drafts import drafter as make_drafter
 from model.loops import CHECK_EVERY, clean_length
+from model.parallel import Group
 from model.processor import checkpoint_folder, read_tokenizer
 from model.qwen3_vl import Qwen3VL
+from model.ranks import Followers, Leader, rank_device
 from model.request import Completion, FinishReason, Prompt
 from model.runner import Runner, SampledToken, rehearse
 from model.scheduler import Chunk, Request, Scheduler
-from model.weights import ExpertLayout, from_pretrained
+from model.weights import ExpertLayout, Quantization, from_pretrained
 
 logger = logging.getLogger(__name__)
 
@@ -46,14 +49,16 @@ class EngineOptions:
     block_size: int = 16  # tokens in one block of the cache; flash_attention_2 wants a multiple of 256
     dtype: str | None = None  # "float32", "bfloat16", "float16"; None: the checkpoint's own on cuda, float32 on cpu
     device: str = "cpu"
+    tensor_parallel: int = 1  # GPUs (on a CPU: processes) the model is spread over; when one of them dies, all end
     attn_implementation: str = "auto"  # "sdpa", "triton", "flash_attention_2"; auto: triton on cuda, sdpa on cpu
-    kv_cache_dtype: str | None = None  # "float8_e4m3fn" halves what attention reads; None: the network's own
     expert_layout: ExpertLayout = "auto"  # how experts lie on disk: "official", "transformers"; auto: by their shapes
     max_context: int | None = None  # most tokens of a prompt and its answer; None: what the checkpoint was made for
+    quantization: Quantization | None = None  # "fp8": the decoder's matrices in FP8 blocks, whatever the checkpoint has
+    kv_cache_dtype: str | None = None  # "fp8": half the memory of bfloat16, less exact; None: as the weights
     rope_scaling_factor: float | None = None  # YaRN, only for a max_context beyond what the model was trained on
 
     def __post_init__(self) -> None:
-        for name in ("max_batch_size", "max_step_tokens", "block_size", "max_context"):
+        for name in ("max_batch_size", "max_step_tokens", "block_size", "tensor_parallel", "max_context"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
         if self.max_draft_tokens < 0:
@@ -66,10 +71,17 @@ class EngineOptions:
             raise ValueError(f"dtype {self.dtype!r}: choose {', '.join(DTYPES)}, or None")
         if self.expert_layout not in get_args(ExpertLayout):
             raise ValueError(f"expert_layout {self.expert_layout!r}: choose {', '.join(get_args(ExpertLayout))}")
-        if self.kv_cache_dtype not in (None, "float8_e4m3fn"):
-            raise ValueError(f"kv_cache_dtype {self.kv_cache_dtype!r}: choose float8_e4m3fn, or None")
+        for name in ("quantization", "kv_cache_dtype"):
+            if getattr(self, name) not in (None, "fp8"):
+                raise ValueError(f"{name} {getattr(self, name)!r}: choose fp8, or None")
+        if self.kv_cache_dtype == "fp8" and self.attn_implementation == "flash_attention_2":
+            raise ValueError(
+                "kv_cache_dtype 'fp8': flash_attention_2 does not read it; choose attn_implementation 'sdpa'"
+            )
         if self.device.partition(":")[0] not in ("cpu", "cuda"):
             raise ValueError(f"device {self.device!r}: choose cpu or cuda (one of several: cuda:1)")
+        if self.tensor_parallel > 1 and ":" in self.device:
+            raise ValueError(f"device {self.device!r} is one: with tensor_parallel {self.tensor_parallel} give cuda")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,10 +110,16 @@ class Engine:
     """Continuous batching over one network. Calls from several threads at once are not safe."""
 
     def __init__(
-        self, network: Qwen3VL, tokenizer: Any, options: EngineOptions, stop_token_ids: frozenset[int]
+        self,
+        network: Qwen3VL,
+        tokenizer: Any,
+        options: EngineOptions,
+        stop_token_ids: frozenset[int],
+        followers: Followers | None = None,
     ) -> None:
         """`tokenizer` is asked for `decode(token_ids, skip_special_tokens=...)`, and for the drafts for
-        `encode(text, add_special_tokens=False).ids`; one of `stop_token_ids` ends any completion.
+        `encode(text, add_special_tokens=False).ids`; one of `stop_token_ids` ends any completion; `followers` are told
+        what this engine is given, when the network is spread over them.
 
         Raises ValueError for an attention implementation that cannot be used here.
         """
@@ -109,11 +127,10 @@ class Engine:
         implementation = checked_implementation(options.attn_implementation, weight.device)
         check_block_size(options.block_size, implementation)
         cache_dtype = torch.float8_e4m3fn if options.kv_cache_dtype else weight.dtype
-        if implementation == "flash_attention_2" and options.kv_cache_dtype:
-            raise ValueError("flash_attention_2 reads no fp8 cache: choose attn_implementation 'triton' or 'sdpa'")
         logger.info("attention by %s over a cache of %s on %s", implementation, cache_dtype, weight.device)
         num_blocks = _cache_tokens(network, options, implementation) // options.block_size
         pool = BlockPool(num_blocks, options.block_size)
+        self._followers = followers
         self._tokenizer = tokenizer
         self._stop_token_ids = stop_token_ids
         self._cache_room = num_blocks * options.block_size
@@ -142,21 +159,17 @@ class Engine:
     def from_pretrained(cls, model: str, options: EngineOptions = EngineOptions()) -> "Engine":
         """The engine of a folder or hub id. Raises ValueError for a checkpoint or options that cannot be run."""
         folder = checkpoint_folder(model)
-        device = torch.device(options.device)
-        if device.type == "cuda" and not torch.cuda.is_available():
-            raise ValueError(f"device {options.device!r}: torch sees no CUDA device here")
-        dtype = DTYPES[options.dtype] if options.dtype else None
-        if dtype is None and device.type == "cpu":
-            dtype = torch.float32
-        network = from_pretrained(
-            str(folder),
-            device=device,
-            dtype=dtype,
-            expert_layout=options.expert_layout,
-            max_context=options.max_context,
-            rope_scaling_factor=options.rope_scaling_factor,
-        )
-        return cls(network, read_tokenizer(folder), options, read_stop_token_ids(folder))
+        read_config(folder).check_tensor_parallel(options.tensor_parallel)
+        _check_device(options)
+        followers = Followers(options.tensor_parallel, options.device, _follow, folder, options)
+        try:
+            network = _load(folder, options, followers.group)
+            followers.wait("loaded")
+        except BaseException:
+            followers.close()
+            raise
+        followers.watch()
+        return cls(network, read_tokenizer(folder), options, read_stop_token_ids(folder), followers)
 
     @property
     def has_work(self) -> bool:
@@ -183,6 +196,8 @@ class Engine:
                 f" {self._context} (context) and {self._cache_room} (key/value cache)"
                 + (f"; positions reach {self._max_position} (RoPE scaling)" if self._max_position else "")
             )
+        if self._followers:
+            self._followers.tell(prompt)
         self._keys.add(prompt.key)
         limit = min(prompt.sampling.max_new_tokens, room)
         request = Request(prompt, max_new_tokens=limit, added_seconds=time.perf_counter())
@@ -194,6 +209,8 @@ class Engine:
         """One forward pass -> the completions that ended with it."""
         if not self.has_work:
             return []
+        if self._followers:
+            self._followers.tell(self.progress)
         began = time.perf_counter()
         step = self._scheduler.schedule()
         for request in step.preempted:
@@ -222,6 +239,12 @@ class Engine:
             seconds=self._stats.seconds + time.perf_counter() - began,
         )
         return completions
+
+    @property
+    def progress(self) -> tuple[int, ...]:
+        """Equal on all ranks before every step, or they would wait for each other for ever."""
+        stats = self._stats
+        return stats.steps, stats.computed_tokens, stats.new_tokens, stats.completions, stats.preemptions
 
     def drain(self) -> Iterator[Completion]:
         """Steps until nothing is left; prompts may be added meanwhile."""
@@ -302,6 +325,47 @@ class Engine:
         return self._formats[token_id]
 
 
+def _load(folder: Path, options: EngineOptions, group: Group) -> Qwen3VL:
+    """The share of the rank that `group` is seen from."""
+    device = rank_device(options.device, group.rank) if group.size > 1 else torch.device(options.device)
+    dtype = DTYPES[options.dtype] if options.dtype else None
+    if dtype is None and device.type == "cpu":
+        dtype = torch.float32
+    return from_pretrained(
+        str(folder),
+        device=device,
+        dtype=dtype,
+        expert_layout=options.expert_layout,
+        max_context=options.max_context,
+        rope_scaling_factor=options.rope_scaling_factor,
+        quantization=options.quantization,
+        group=group,
+    )
+
+
+def _follow(group: Group, leader: Leader, folder: Path, options: EngineOptions) -> None:
+    """The life of a rank beside rank 0: the same engine, told what to do; its completions are nobody's."""
+    network = _load(folder, options, group)
+    leader.say("loaded")
+    engine = Engine(network, read_tokenizer(folder), options, read_stop_token_ids(folder))
+    for message in leader:
+        if isinstance(message, Prompt):
+            engine.add(message)
+        else:
+            assert engine.progress == message, f"rank {group.rank} is at {engine.progress}, rank 0 at {message}"
+            engine.step()
+
+
+def _check_device(options: EngineOptions) -> None:
+    """Raises ValueError for GPUs that are not there."""
+    if not options.device.startswith("cuda"):
+        return
+    if not torch.cuda.is_available():
+        raise ValueError(f"device {options.device!r}: torch sees no CUDA device here")
+    if options.tensor_parallel > torch.cuda.device_count():
+        raise ValueError(f"tensor_parallel {options.tensor_parallel}: torch sees {torch.cuda.device_count()} GPUs here")
+
+
 def read_stop_token_ids(folder: Path) -> frozenset[int]:
     """The end-of-sequence ids of a checkpoint: those of generation_config.json, or else of config.json.
 
@@ -323,11 +387,12 @@ def _cache_tokens(network: Qwen3VL, options: EngineOptions, implementation: Atte
         return options.kv_cache_tokens
     text = network.config.text
     weight = network.model.language_model.embed_tokens.weight
-    element_bytes = 1 if options.kv_cache_dtype else weight.element_size()
-    token_bytes = 2 * text.num_hidden_layers * text.num_key_value_heads * text.head_dim * element_bytes
+    token_bytes = 2 * text.num_hidden_layers * network.num_key_heads * text.head_dim
+    token_bytes *= 1 if options.kv_cache_dtype == "fp8" else weight.element_size()
     budget = CPU_CACHE_BYTES
     if weight.device.type == "cuda":
         budget = _free_cuda_bytes(network, options, implementation)
+    budget = network.group.smallest(budget, weight.device)
     tokens = min(options.max_batch_size * text.max_position_embeddings, budget // token_bytes)
     if tokens < options.block_size:
         raise ValueError(f"{budget} bytes of free memory hold no block of {options.block_size} tokens")
@@ -339,7 +404,7 @@ def _free_cuda_bytes(network: Qwen3VL, options: EngineOptions, implementation: A
     device = network.model.language_model.embed_tokens.weight.device
     torch.cuda.reset_peak_memory_stats(device)
     weights_bytes = torch.cuda.memory_allocated(device)
-    num_rows = min(options.max_batch_size, options.max_step_tokens)
+    num_rows = min(options.max_batch_size + options.max_draft_tokens, options.max_step_tokens)
     rehearse(network, num_tokens=options.max_step_tokens, num_rows=num_rows, implementation=implementation)
     pass_bytes = torch.cuda.max_memory_allocated(device) - weights_bytes
     torch.cuda.empty_cache()

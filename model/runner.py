@@ -57,17 +57,19 @@ class Runner:
         *,
         num_blocks: int,
         block_size: int,
-        cache_dtype: torch.dtype,
         implementation: AttentionImplementation,
+        cache_dtype: torch.dtype | None = None,  # None: as the weights
     ) -> None:
         weight = network.model.language_model.embed_tokens.weight
         text = network.config.text
-        shape = (text.num_hidden_layers, text.num_key_value_heads, num_blocks, block_size, text.head_dim)
+        shape = (text.num_hidden_layers, network.num_key_heads, num_blocks, block_size, text.head_dim)
         self._network = network
         self._device = weight.device
         self._implementation = implementation
+        stored_dtype = cache_dtype or weight.dtype
         # Zeros: what was never written must be finite, since attention gives it the weight 0, not no weight.
-        self._cache = KeyValueCache(*(torch.zeros(shape, dtype=cache_dtype, device=weight.device) for _ in range(2)))
+        keys, values = (torch.zeros(shape, dtype=stored_dtype, device=weight.device) for _ in range(2))
+        self._cache = KeyValueCache(keys, values, weight.dtype)
         self._sight = Sight(network, implementation)
 
     @torch.inference_mode()
@@ -97,8 +99,8 @@ class Runner:
             for chunk, _ in sampling
             for offset in range(len(chunk.draft) + 1)
         ]
-        draws = plan_draws(numbered, vocab_size=logits_RV.shape[1], device=self._device)
-        token_ids_R, logprobs_R = choose_tokens(logits_RV, draws)
+        draws = plan_draws(numbered, vocab_size=self._network.config.text.vocab_size, device=self._device)
+        token_ids_R, logprobs_R = choose_tokens(logits_RV, draws, self._network.group)
         # The only time the host waits. Token ids are exact in float64, so that one copy brings both.
         pairs = torch.stack((token_ids_R.double(), logprobs_R.double()), dim=1).tolist()
         chosen = iter([SampledToken(int(token_id), logprob) for token_id, logprob in pairs])
@@ -258,4 +260,4 @@ def rehearse(network: Qwen3VL, *, num_tokens: int, num_rows: int, implementation
     token_ids_N = torch.zeros(num_tokens, dtype=torch.long, device=device)
     positions_3N = torch.zeros(3, num_tokens, dtype=torch.long, device=device)
     hidden_NE = network(token_ids_N, positions_3N, PackedCausal([num_tokens], implementation))
-    choose_tokens(network.logits(hidden_NE[:num_rows]), None)
+    choose_tokens(network.logits(hidden_NE[:num_rows]), None, network.group)

@@ -13,9 +13,9 @@ from pipeline.records import ParsedEvents, WindowEvent, WindowSpan
 
 _MICROSECONDS = 1_000_000
 _DEEPEST = 8  # lists and objects inside each other that are looked into
-_STARTS = {"start", "starttime", "startseconds", "starttimestamp", "startsec", "begin", "begintime", "from", "tstart"}
-_ENDS = {"end", "endtime", "endseconds", "endtimestamp", "endsec", "stop", "to", "until", "tend"}
-_RANGES = {"timestamp", "timestamps", "time", "timerange", "interval", "span", "segment", "range", "timeinterval"}
+_STARTS = ("start", "starttime", "startseconds", "starttimestamp", "startsec", "begin", "begintime", "from", "tstart")
+_ENDS = ("end", "endtime", "endseconds", "endtimestamp", "endsec", "stop", "to", "until", "tend")
+_RANGES = ("timestamp", "timestamps", "timerange", "timeinterval", "interval", "span", "segment", "range", "time")
 _DESCRIPTIONS = ("description", "event", "caption", "sentence", "text", "action", "activity", "summary", "content")
 _LABELS = ("label", "category", "type", "kind", "class")
 _CONFIDENCES = ("confidence", "score", "probability")
@@ -208,14 +208,13 @@ def _event(pairs: _Object) -> _Found | None:
     """An object as an event, if it has a start or a range."""
     fields = _fields(pairs)
     words, label, confidence = _words(fields, _DESCRIPTIONS), _words(fields, _LABELS), _confidence(fields)
-    start = next((fields[name] for name in _STARTS & fields.keys()), None)
-    end = next((fields[name] for name in _ENDS & fields.keys()), None)
+    start = next((fields[name] for name in _STARTS if name in fields), None)
+    end = next((fields[name] for name in _ENDS if name in fields), None)
     if start is not None:
         first, last = read_time(start), read_time(end)
         is_unreadable = end is not None and last is None
         return _Found(None if is_unreadable else first, last, words, label, confidence)
-    for name in sorted(_RANGES & fields.keys()):
-        value = fields[name]
+    for value in (fields[name] for name in _RANGES if name in fields):
         first, last = read_range(value) or (read_time(value), None)
         if first is not None or ((words or label) and isinstance(value, str | int | float)):
             return _Found(first, last, words, label, confidence)

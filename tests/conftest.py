@@ -14,6 +14,9 @@ import pytest
 import ray
 from moto.server import ThreadedMotoServer
 
+if not Path("/dev/nvidia0").exists():  # before anything imports triton: its kernels are then interpreted
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+
 S3_SERVER = Path(__file__).parents[1] / "infra" / "s3_server.sh"
 
 

@@ -17,7 +17,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +58,6 @@ class Grid:
 
     cluster: Any
     second: Any = None
-    lost: int = field(default=0)
 
     def processes(self, title: str) -> list[psutil.Process]:
         """Those of the cluster's workers whose title has `title` in it."""
@@ -77,8 +76,17 @@ class Grid:
         """SIGKILL to the raylet of the second node, and another node in its place."""
         os.kill(self.second.all_processes["raylet"][0].process.pid, signal.SIGKILL)
         self.cluster.remove_node(self.second, allow_graceful=False)
-        self.second = self.cluster.add_node(num_cpus=4, object_store_memory=100 * 2**20)
-        self.lost += 1
+        self.add_second()
+
+    def add_second(self, attempts: int = 3) -> None:
+        """A busy machine starts a node too slowly now and then."""
+        for left in range(attempts, 0, -1):
+            try:
+                self.second = self.cluster.add_node(num_cpus=4, object_store_memory=100 * 2**20)
+                return
+            except Exception:  # Ray raises nothing narrower
+                if left == 1:
+                    raise
 
 
 @contextmanager
@@ -91,7 +99,7 @@ def grid() -> Iterator[Grid]:
         cluster = Cluster(initialize_head=True, head_node_args=options)
         try:
             found = Grid(cluster)
-            found.second = cluster.add_node(num_cpus=4, object_store_memory=100 * 2**20)
+            found.add_second()
             yield found
         finally:
             ray.shutdown()
@@ -137,20 +145,24 @@ class Soak:
         self._jobs += 1
         output = self._work / f"job-{self._jobs}"
         driver = self._start(output, kills > 0)
-        while driver.poll() is None or driver.returncode != 0:
-            if driver.poll() is not None:
-                kills -= 1
-                driver = self._start(output, kills > 0)
-                continue
-            if kills <= 0:
-                self._wait(driver, output)
-                continue
-            target = self._random.choice([target for target in TARGETS if target != "write"])
-            moment = self._random.random() * self._seconds
-            try:
-                driver.wait(moment)
-            except subprocess.TimeoutExpired:
-                kills -= self._kill(target, driver, moment)
+        try:
+            while driver.poll() is None or driver.returncode != 0:
+                if driver.poll() is not None:
+                    assert driver.returncode == -signal.SIGKILL, f"{output}: the driver ended with {driver.returncode}"
+                    kills -= 1
+                    driver = self._start(output, kills > 0)
+                    continue
+                if kills <= 0:
+                    self._wait(driver, output)
+                    continue
+                target = self._random.choice([target for target in TARGETS if target != "write"])
+                moment = self._random.random() * self._seconds
+                try:
+                    driver.wait(moment)
+                except subprocess.TimeoutExpired:
+                    kills -= self._kill(target, driver, moment)
+        finally:
+            driver.kill()
         assert tables_of(output).keys() == self._expected.keys()
         for name, table in tables_of(output).items():
             assert table.equals(self._expected[name]), f"{output}: {name} differ from those of an undisturbed run"

@@ -66,7 +66,7 @@ def test_every_token_sees_its_own_sequence_up_to_itself(monkeypatch, implementat
     rng = np.random.default_rng(block_size)
     num_blocks = BLOCKS * 6 if block_size < 16 else len(spans)
     keys, values = (rng.standard_normal((LAYERS, KEY_HEADS, num_blocks, block_size, HEAD_DIM)) for _ in range(2))
-    cache = KeyValueCache(torch.from_numpy(keys.copy()), torch.from_numpy(values.copy()))
+    cache = KeyValueCache(torch.from_numpy(keys.copy()), torch.from_numpy(values.copy()), torch.float64)
     shuffled = iter(rng.permutation(num_blocks).tolist())
     tables = [[next(shuffled) for _ in range(-(-end // block_size))] for _, end in spans]
     chunks = [CachedChunk(table, *span) for table, span in zip(tables, spans, strict=True)]
@@ -96,6 +96,6 @@ def test_every_token_sees_its_own_sequence_up_to_itself(monkeypatch, implementat
 
 
 def test_flash_attention_refuses_blocks_it_cannot_read():
-    cache = KeyValueCache(*(torch.zeros(1, KEY_HEADS, 4, 16, HEAD_DIM) for _ in range(2)))
+    cache = KeyValueCache(*(torch.zeros(1, KEY_HEADS, 4, 16, HEAD_DIM) for _ in range(2)), torch.float32)
     with pytest.raises(ValueError, match="multiple of 256, not 16"):
         paged_attention(cache, [CachedChunk([0], 0, 3)], "flash_attention_2")

@@ -1,7 +1,5 @@
 """The Triton kernel, in Triton's interpreter on a CPU, against the reference path of torch over the same cache."""
 
-import importlib
-
 import numpy as np
 import pytest
 import torch
@@ -9,20 +7,11 @@ import torch
 from model import kernels
 from model.attention import CachedChunk, KeyValueCache, paged_attention
 
-pytest.importorskip("triton")
+if kernels.triton is None or not kernels.triton.knobs.runtime.interpret:
+    pytest.skip("needs Triton's interpreter: conftest asks for it where there is no GPU", allow_module_level=True)
 
 MIXED = ((16, 17), (0, 5), (30, 47), (5, 6), (63, 64), (40, 45))
 SPANS = {"decode": ((3, 4), (70, 71), (15, 16), (16, 17)), "prefill": ((0, 70), (0, 3)), "mixed": MIXED}
-
-
-@pytest.fixture(autouse=True)
-def _interpreted(monkeypatch):
-    """Triton decides where a function is decorated whether it is compiled or interpreted."""
-    monkeypatch.setenv("TRITON_INTERPRET", "1")
-    importlib.reload(kernels)
-    yield
-    monkeypatch.undo()
-    importlib.reload(kernels)
 
 
 @pytest.mark.parametrize("spans", SPANS.values(), ids=SPANS.keys())
@@ -52,15 +41,10 @@ def test_the_kernel_attends_as_torch_does(spans, heads, dtype, cache_dtype, tole
     new = [random(total, num_heads, head_dim), random(total, key_heads, head_dim), random(total, key_heads, head_dim)]
     outputs, caches = [], []
     for implementation in ("sdpa", "triton"):
-        cache = KeyValueCache(*(part.clone() for part in filled))
+        cache = KeyValueCache(*(part.clone() for part in filled), dtype)
         outputs.append(paged_attention(cache, chunks, implementation)(0, *new).float())
         caches.append(cache)
-    # What a chunk with nothing before it sees is its own keys before they are rounded to the cache's dtype.
-    rounds = cache_dtype != dtype
-    rows = torch.cat([torch.full((len(chunk),), not (rounds and chunk.start == 0)) for chunk in chunks])
-    torch.testing.assert_close(outputs[1][rows], outputs[0][rows], atol=tolerance, rtol=tolerance)
-    if rounds:
-        torch.testing.assert_close(outputs[1], outputs[0], atol=0.3, rtol=0.1)
+    torch.testing.assert_close(outputs[1], outputs[0], atol=tolerance, rtol=tolerance)
     for part in ("keys", "values"):
         ours, theirs = (getattr(cache, part).float() for cache in caches)
         torch.testing.assert_close(ours, theirs, atol=0, rtol=0)
