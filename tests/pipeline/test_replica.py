@@ -3,6 +3,7 @@
 import asyncio
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import numpy as np
 
 from model.request import Completion, Prompt
 from pipeline.records import Failure, Unit
-from pipeline.replica import MAX_RESUMES, EngineThread, Replica
+from pipeline.replica import MAX_RESUMES, Engine, EngineThread, Replica
 from pipeline.rows import AnsweredUnit, DecodedPiece, DecodedUnit, Row
 from tests.fakes import DirectLedger, FakeLoader, FakeStats
 from tests.pipeline.test_rows import facts, prompt
@@ -28,7 +29,7 @@ def unit_row(number: int, drafts: list[str]) -> Row:
     return DecodedUnit(unit, (DecodedPiece(facts(number, len(drafts)), prompts),), ()).to_row()
 
 
-def answers_to(rows: list[Row], load_engine: FakeLoader) -> list[AnsweredUnit]:
+def answers_to(rows: list[Row], load_engine: Callable[[], Engine]) -> list[AnsweredUnit]:
     async def ask() -> list[Row]:
         replica = Replica(load_engine, DirectLedger())
         return await asyncio.gather(*(replica(row) for row in rows))
@@ -122,7 +123,7 @@ class LoopingEngine:
 def ask_looping(loops: int) -> tuple[Completion, LoopingEngine]:
     engine = LoopingEngine(loops)
     (unit,) = answers_to([unit_row(1, ["x"])], lambda: engine)
-    answer = unit.pages[0].answers[0]
+    answer = unit.pieces[0].answers[0]
     assert isinstance(answer, Completion)
     return answer, engine
 
