@@ -55,6 +55,7 @@ def prepare(job: ParseJob) -> Setup:
     """
     prompt = page_prompt(job.prompt)
     processor = Processor.from_pretrained(resolve_model(job.model))
+    processor.check_context(job.max_context or None, job.rope_scaling or None, job.longest_prompt_and_answer)
     document = DocumentOptions(
         min_tokens=min(job.min_tokens_per_page, processor.max_image_tokens),
         max_tokens=min(job.max_tokens_per_page, processor.max_image_tokens),
@@ -194,7 +195,9 @@ def decode_options(setup: Setup, resources: Resources) -> DecodeOptions:
         document=setup.document,
         model=setup.job.model,
         instruction=setup.prompt.instruction,
-        sampling=Sampling(max_new_tokens=setup.job.max_new_tokens),
+        sampling=Sampling(
+            max_new_tokens=setup.job.max_new_tokens, max_reasoning_tokens=setup.job.max_reasoning_tokens or None
+        ),
         memory_bytes=resources.child_memory_bytes,
         page_timeout_seconds=setup.job.page_timeout_seconds,
     )
@@ -206,6 +209,10 @@ def engine_loader(setup: Setup, resources: Resources) -> EngineLoader:
         device=resources.device,
         dtype=None if setup.job.dtype == "auto" else setup.job.dtype,
         max_batch_size=resources.batch_size,
+        quantization=setup.job.quantization,
+        kv_cache_dtype=setup.job.kv_cache_dtype,
+        max_context=setup.job.max_context or None,
+        rope_scaling_factor=setup.job.rope_scaling or None,
     )
 
 

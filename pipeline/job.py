@@ -14,6 +14,7 @@ from pipeline.store import StoreOptions
 
 SCHEMA_VERSION = 1  # of the tables and of _job.json
 CHECKOUT = Path(__file__).resolve().parents[1]
+INSTRUCTION_TOKENS = 1024  # a generous bound of what stands in a prompt beside the page
 SAMPLE_BYTES = 2**20
 MAX_SAMPLES = 64
 
@@ -45,7 +46,16 @@ class ParseJob:
         2048, "most visual tokens a page is rendered to: more reads smaller print, slower"
     )
     max_new_tokens: int = _option(4096, "longest answer for a page; longer pages become 'truncated'")
+    max_reasoning_tokens: int = _option(
+        0, "most tokens of it that a thinking model may reason before it has to answer; 0: no limit of its own"
+    )
     dtype: str = _option("auto", "auto (float32 on cpu, the checkpoint's own on cuda), float32 or bfloat16")
+    quantization: str | None = _option(None, "fp8: the decoder's matrices as FP8 blocks, made at load")
+    kv_cache_dtype: str | None = _option(None, "fp8: the key/value cache in half the memory, less exact")
+    max_context: int = _option(0, "most tokens of a prompt and its answer; 0: what the checkpoint was made for")
+    rope_scaling: float = _option(
+        0.0, "YaRN factor, such as 2 or 3, for prompts longer than the model was trained on; 0: none"
+    )
     keep_raw: bool = _option(False, "keep what the model wrote in the column raw_output")
 
     device: str = _option("auto", "cpu, cuda, or auto: cuda when the cluster has GPUs")
@@ -67,13 +77,17 @@ class ParseJob:
     def __post_init__(self) -> None:
         for name in ("max_pages", "min_tokens_per_page", "max_new_tokens", "tensor_parallel"):
             _require(getattr(self, name) >= 1, f"{name} must be at least 1, not {getattr(self, name)}")
-        for name in ("batch_size", "decoders"):
+        for name in ("batch_size", "decoders", "max_reasoning_tokens", "max_context", "rope_scaling"):
             _require(getattr(self, name) >= 0, f"{name} must be 0 (automatic) or more, not {getattr(self, name)}")
         _require(bool(self.input), "input must name a folder, file, glob, bucket or manifest; it is empty")
         _require(bool(self.output), "output must name a folder or s3://bucket/prefix; it is empty")
         low, high = self.min_tokens_per_page, self.max_tokens_per_page
         _require(low <= high, f"max_tokens_per_page is {high}: it must not be below min_tokens_per_page, {low}")
         _require(self.dtype in DTYPES, f"dtype must be one of {', '.join(DTYPES)}, not {self.dtype!r}")
+        for name in ("quantization", "kv_cache_dtype"):
+            _require(
+                getattr(self, name) in (None, "fp8"), f"{name} must be fp8 or left out, not {getattr(self, name)!r}"
+            )
         _require(self.device in DEVICES, f"device must be one of {', '.join(DEVICES)}, not {self.device!r}")
         _require(
             self.tensor_parallel == 1,
@@ -95,6 +109,11 @@ class ParseJob:
         return StoreOptions(endpoint_url=self.endpoint_url, profile=self.profile, region=self.region)
 
     @property
+    def longest_prompt_and_answer(self) -> int:
+        """Tokens that a page, or a tile of one, and its answer may take, the instruction included."""
+        return self.max_tokens_per_page + self.max_new_tokens + INSTRUCTION_TOKENS
+
+    @property
     def replica_range(self) -> tuple[int, int]:
         """The fewest and the most replicas."""
         match = re.fullmatch(r"(\d+)(?:,(\d+))?", self.replicas)
@@ -112,7 +131,12 @@ ANSWER_FIELDS = (
     "min_tokens_per_page",
     "max_tokens_per_page",
     "max_new_tokens",
+    "max_reasoning_tokens",
     "dtype",
+    "quantization",
+    "kv_cache_dtype",
+    "max_context",
+    "rope_scaling",
     "keep_raw",
 )
 
