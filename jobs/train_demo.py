@@ -37,9 +37,9 @@ from model.weights import from_pretrained, save_weights
 PEAK_LEARNING_RATE = 3e-3
 WARM_UP_STEPS = 100
 COOL_DOWN_SHARE = 0.3  # of the time, at its end: the learning rate falls to nothing
-PASS_MARK = 0.5  # accuracy on the newest rung that lets the next one in
+PASS_MARKS = (0.4, 0.5, 0.85)  # accuracy on a rung that lets the next one in; the last mark is that of all further ones
 HTML_FROM_RUNG, HTML_SHARE = 2, 0.12  # the rungs that also ask for `qwenvl html`
-CLIPS_FROM_RUNG, CLIP_SHARE = 1, 0.15
+CLIPS_FROM_RUNG, CLIP_SHARE = 0, 0.15
 NEWEST_SHARE = 0.5  # of the pages; the others come from all rungs so far
 WEIGHTS = {"answer": 1.0, "pointing": 0.3, "probe": 0.3}
 TOWER_RUNGS = (0, 1, 1, 2, 2, 6)  # what the tower alone is trained on
@@ -80,7 +80,7 @@ def produce(folder: str, rung: "Synchronized[int]", queue: "Queue[Produced]", se
 
 
 def _next_batches(processor: Processor, rng: np.random.Generator, newest: int, budget: int) -> list[Produced]:
-    held_out = newest != ONLY_TOWER and rng.random() < 0.06
+    held_out = newest != ONLY_TOWER and rng.random() < 0.08
     if newest >= CLIPS_FROM_RUNG and rng.random() < CLIP_SHARE:
         made = clip_batches(processor, rng, held_out=held_out, token_budget=budget)
         return [Produced(CLIPS, held_out, batch) for batch in made]
@@ -219,7 +219,8 @@ class Trainer:
         name = "clips" if produced.rung == CLIPS else READABLE[produced.rung].name
         progress.accuracy[name] = 0.8 * progress.accuracy.get(name, 0.0) + 0.2 * accuracy
         newest = READABLE[progress.rung].name
-        if progress.accuracy.get(newest, 0.0) >= PASS_MARK and progress.rung + 1 < len(READABLE):
+        mark = PASS_MARKS[min(progress.rung, len(PASS_MARKS) - 1)]
+        if progress.accuracy.get(newest, 0.0) >= mark and progress.rung + 1 < len(READABLE):
             progress.rung += 1
 
     @torch.no_grad()

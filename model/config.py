@@ -91,6 +91,21 @@ class ModelConfig:
         """Both sides of a frame are multiples of this many pixels: one visual token covers a square of them."""
         return self.vision.patch_size * self.vision.spatial_merge_size
 
+    def check_tensor_parallel(self, size: int) -> None:
+        """Raises ValueError when the decoder cannot be cut for `size` ranks; key heads may be fewer than ranks, as
+        ranks can hold the same one."""
+        key_heads = self.text.num_key_value_heads
+        if key_heads % size and size % key_heads:
+            raise ValueError(
+                f"tensor_parallel {size}: neither it nor num_key_value_heads, {key_heads}, divides the other"
+            )
+        sizes = {name: getattr(self.text, name) for name in ("num_attention_heads", "intermediate_size", "vocab_size")}
+        if self.text.moe:
+            sizes["moe_intermediate_size"] = self.text.moe.moe_intermediate_size
+        for name, whole in sizes.items():
+            if whole % size:
+                raise ValueError(f"tensor_parallel {size} does not divide {name}, {whole}")
+
 
 def read_config(folder: Path) -> ModelConfig:
     """The configuration in `folder`/config.json.

@@ -16,8 +16,11 @@ import torch
 
 from model.attention import AttentionImplementation, check_block_size, checked_implementation
 from model.cache import BlockPool
+from model.config import read_config
+from model.parallel import Group
 from model.processor import checkpoint_folder, read_tokenizer
 from model.qwen3_vl import Qwen3VL
+from model.ranks import Followers, Leader, rank_device
 from model.request import Completion, FinishReason, Prompt
 from model.runner import Runner, SampledToken, rehearse
 from model.scheduler import Request, Scheduler
@@ -38,6 +41,7 @@ class EngineOptions:
     block_size: int = 16  # tokens in one block of the cache; flash_attention_2 wants a multiple of 256
     dtype: str | None = None  # "float32", "bfloat16", "float16"; None: the checkpoint's own on cuda, float32 on cpu
     device: str = "cpu"
+    tensor_parallel: int = 1  # GPUs (on a CPU: processes) the model is spread over; when one of them dies, all end
     attn_implementation: str = "sdpa"  # or "flash_attention_2"
     expert_layout: ExpertLayout = "auto"  # how experts lie on disk: "official", "transformers"; auto: by their shapes
     max_context: int | None = None  # most tokens of a prompt and its answer; None: what the checkpoint was made for
@@ -46,7 +50,7 @@ class EngineOptions:
     rope_scaling_factor: float | None = None  # YaRN, only for a max_context beyond what the model was trained on
 
     def __post_init__(self) -> None:
-        for name in ("max_batch_size", "max_step_tokens", "block_size", "max_context"):
+        for name in ("max_batch_size", "max_step_tokens", "block_size", "tensor_parallel", "max_context"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
         if self.kv_cache_tokens is not None and self.kv_cache_tokens < self.block_size:
@@ -66,6 +70,8 @@ class EngineOptions:
             )
         if self.device.partition(":")[0] not in ("cpu", "cuda"):
             raise ValueError(f"device {self.device!r}: choose cpu or cuda (one of several: cuda:1)")
+        if self.tensor_parallel > 1 and ":" in self.device:
+            raise ValueError(f"device {self.device!r} is one: with tensor_parallel {self.tensor_parallel} give cuda")
 
 
 class ThinkTokenIds(NamedTuple):
@@ -105,9 +111,11 @@ class Engine:
         options: EngineOptions,
         stop_token_ids: frozenset[int],
         think_token_ids: ThinkTokenIds | None = None,
+        followers: Followers | None = None,
     ) -> None:
         """`tokenizer` is asked for `decode(token_ids, skip_special_tokens=True)`; one of `stop_token_ids`
-        ends any completion. `think_token_ids` open and close the reasoning of a thinking model.
+        ends any completion; `think_token_ids` open and close the reasoning of a thinking model; `followers` are told
+        what this engine is given, when the network is spread over them.
 
         Raises ValueError for an attention implementation that cannot be used here.
         """
@@ -115,6 +123,7 @@ class Engine:
         check_block_size(options.block_size, implementation)
         num_blocks = _cache_tokens(network, options, implementation) // options.block_size
         pool = BlockPool(num_blocks, options.block_size)
+        self._followers = followers
         self._tokenizer = tokenizer
         self._stop_token_ids = stop_token_ids
         self._think_token_ids = think_token_ids
@@ -139,23 +148,19 @@ class Engine:
     def from_pretrained(cls, model: str, options: EngineOptions = EngineOptions()) -> "Engine":
         """The engine of a folder or hub id. Raises ValueError for a checkpoint or options that cannot be run."""
         folder = checkpoint_folder(model)
-        device = torch.device(options.device)
-        if device.type == "cuda" and not torch.cuda.is_available():
-            raise ValueError(f"device {options.device!r}: torch sees no CUDA device here")
-        dtype = DTYPES[options.dtype] if options.dtype else None
-        if dtype is None and device.type == "cpu":
-            dtype = torch.float32
-        network = from_pretrained(
-            str(folder),
-            device=device,
-            dtype=dtype,
-            expert_layout=options.expert_layout,
-            max_context=options.max_context,
-            rope_scaling_factor=options.rope_scaling_factor,
-            quantization=options.quantization,
-        )
+        read_config(folder).check_tensor_parallel(options.tensor_parallel)
+        _check_device(options)
+        followers = Followers(options.tensor_parallel, options.device, _follow, folder, options)
+        try:
+            network = _load(folder, options, followers.group)
+            followers.wait("loaded")
+        except BaseException:
+            followers.close()
+            raise
+        followers.watch()
         tokenizer = read_tokenizer(folder)
-        return cls(network, tokenizer, options, read_stop_token_ids(folder), find_think_token_ids(tokenizer))
+        think_token_ids = find_think_token_ids(tokenizer)
+        return cls(network, tokenizer, options, read_stop_token_ids(folder), think_token_ids, followers)
 
     @property
     def has_work(self) -> bool:
@@ -182,6 +187,8 @@ class Engine:
                 f" {self._context} (context) and {self._cache_room} (key/value cache)"
                 + (f"; positions reach {self._max_position} (RoPE scaling)" if self._max_position else "")
             )
+        if self._followers:
+            self._followers.tell(prompt)
         self._keys.add(prompt.key)
         limit = min(prompt.sampling.max_new_tokens, room)
         request = Request(prompt, max_new_tokens=limit, added_seconds=time.perf_counter())
@@ -193,6 +200,8 @@ class Engine:
         """One forward pass -> the completions that ended with it."""
         if not self.has_work:
             return []
+        if self._followers:
+            self._followers.tell(self.progress)
         began = time.perf_counter()
         step = self._scheduler.schedule()
         for request in step.preempted:
@@ -219,6 +228,12 @@ class Engine:
             seconds=self._stats.seconds + time.perf_counter() - began,
         )
         return completions
+
+    @property
+    def progress(self) -> tuple[int, ...]:
+        """Equal on all ranks before every step, or they would wait for each other for ever."""
+        stats = self._stats
+        return stats.steps, stats.computed_tokens, stats.new_tokens, stats.completions, stats.preemptions
 
     def drain(self) -> Iterator[Completion]:
         """Steps until nothing is left; prompts may be added meanwhile."""
@@ -284,6 +299,48 @@ def find_think_token_ids(tokenizer: Any) -> ThinkTokenIds | None:
     return None if None in tags else ThinkTokenIds(*tags)
 
 
+def _load(folder: Path, options: EngineOptions, group: Group) -> Qwen3VL:
+    """The share of the rank that `group` is seen from."""
+    device = rank_device(options.device, group.rank) if group.size > 1 else torch.device(options.device)
+    dtype = DTYPES[options.dtype] if options.dtype else None
+    if dtype is None and device.type == "cpu":
+        dtype = torch.float32
+    return from_pretrained(
+        str(folder),
+        device=device,
+        dtype=dtype,
+        expert_layout=options.expert_layout,
+        max_context=options.max_context,
+        rope_scaling_factor=options.rope_scaling_factor,
+        quantization=options.quantization,
+        group=group,
+    )
+
+
+def _follow(group: Group, leader: Leader, folder: Path, options: EngineOptions) -> None:
+    """The life of a rank beside rank 0: the same engine, told what to do; its completions are nobody's."""
+    network = _load(folder, options, group)
+    leader.say("loaded")
+    tokenizer = read_tokenizer(folder)
+    engine = Engine(network, tokenizer, options, read_stop_token_ids(folder), find_think_token_ids(tokenizer))
+    for message in leader:
+        if isinstance(message, Prompt):
+            engine.add(message)
+        else:
+            assert engine.progress == message, f"rank {group.rank} is at {engine.progress}, rank 0 at {message}"
+            engine.step()
+
+
+def _check_device(options: EngineOptions) -> None:
+    """Raises ValueError for GPUs that are not there."""
+    if not options.device.startswith("cuda"):
+        return
+    if not torch.cuda.is_available():
+        raise ValueError(f"device {options.device!r}: torch sees no CUDA device here")
+    if options.tensor_parallel > torch.cuda.device_count():
+        raise ValueError(f"tensor_parallel {options.tensor_parallel}: torch sees {torch.cuda.device_count()} GPUs here")
+
+
 def read_stop_token_ids(folder: Path) -> frozenset[int]:
     """The end-of-sequence ids of a checkpoint: those of generation_config.json, or else of config.json.
 
@@ -305,11 +362,12 @@ def _cache_tokens(network: Qwen3VL, options: EngineOptions, implementation: Atte
         return options.kv_cache_tokens
     text = network.config.text
     weight = network.model.language_model.embed_tokens.weight
-    token_bytes = 2 * text.num_hidden_layers * text.num_key_value_heads * text.head_dim
+    token_bytes = 2 * text.num_hidden_layers * network.num_key_heads * text.head_dim
     token_bytes *= 1 if options.kv_cache_dtype == "fp8" else weight.element_size()
     budget = CPU_CACHE_BYTES
     if weight.device.type == "cuda":
         budget = _free_cuda_bytes(network, options, implementation)
+    budget = network.group.smallest(budget, weight.device)
     tokens = min(options.max_batch_size * text.max_position_embeddings, budget // token_bytes)
     if tokens < options.block_size:
         raise ValueError(f"{budget} bytes of free memory hold no block of {options.block_size} tokens")

@@ -9,30 +9,36 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model.config import MoEConfig
+from model.parallel import ALONE, Group
 
 
 class Experts(nn.Module):
-    """The weights of all experts of a layer, gate before up; grouped_mm multiplies each group of rows with its own."""
+    """The weights of all experts of a layer, gate before up; grouped_mm multiplies each group of rows with its own.
+    Each rank has its share of every expert, so that ranks work equally whatever the router likes."""
 
-    def __init__(self, hidden_size: int, config: MoEConfig) -> None:
+    def __init__(self, hidden_size: int, config: MoEConfig, group: Group = ALONE) -> None:
         super().__init__()
-        count, intermediate = config.num_experts, config.moe_intermediate_size
-        self.gate_up_proj = nn.Parameter(torch.empty(count, 2 * intermediate, hidden_size))
-        self.down_proj = nn.Parameter(torch.empty(count, hidden_size, intermediate))
+        gate_up = group.cut(1, config.moe_intermediate_size, blocks=2)
+        down = group.cut(2, config.moe_intermediate_size)
+        self.gate_up_proj = nn.Parameter(torch.empty(config.num_experts, 2 * gate_up.length, hidden_size))
+        self.down_proj = nn.Parameter(torch.empty(config.num_experts, hidden_size, down.length))
+        self.cuts = {"gate_up_proj": gate_up, "down_proj": down}
 
     def forward(self, hidden_RE: Tensor, ends_X: Tensor) -> Tensor:
-        """Rows sorted by expert, the rows of expert x ending before `ends_X[x]` (int32) -> [R, E]."""
+        """Rows sorted by expert, the rows of expert x ending before `ends_X[x]` (int32) -> this rank's part of the sum
+        [R, E]."""
         gate_up = F.grouped_mm(hidden_RE, self.gate_up_proj.transpose(1, 2), offs=ends_X)
         gate_RI, up_RI = gate_up.chunk(2, dim=-1)
         return F.grouped_mm(F.silu(gate_RI) * up_RI, self.down_proj.transpose(1, 2), offs=ends_X)
 
 
 class MixtureOfExperts(nn.Module):
-    def __init__(self, hidden_size: int, config: MoEConfig) -> None:
+    def __init__(self, hidden_size: int, config: MoEConfig, group: Group = ALONE) -> None:
         super().__init__()
+        self.group = group
         self.num_chosen = config.num_experts_per_tok
         self.gate = nn.Linear(hidden_size, config.num_experts, bias=False)
-        self.experts = Experts(hidden_size, config)
+        self.experts = Experts(hidden_size, config, group)
 
     def forward(self, hidden_NE: Tensor) -> Tensor:
         """Nothing here waits for the device, and each token's experts are added in the router's order, so that a token
@@ -43,7 +49,7 @@ class MixtureOfExperts(nn.Module):
         ends_X = torch.searchsorted(experts_R, numbers_X, right=True, out_int32=True)
         answers_RE = self.experts(hidden_NE[order_R // self.num_chosen], ends_X)
         answers_NTE = torch.empty_like(answers_RE).index_copy(0, order_R, answers_RE).unflatten(0, experts_NT.shape)
-        return (answers_NTE * weights_NT[:, :, None]).sum(dim=1)
+        return self.group.sum((answers_NTE * weights_NT[:, :, None]).sum(dim=1))
 
     def route(self, hidden_NE: Tensor) -> tuple[Tensor, Tensor]:
         """-> each token's weights (sum 1, in the dtype of the tokens) and experts int64, both [N, T], best first.

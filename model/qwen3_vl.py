@@ -11,32 +11,40 @@ from torch import Tensor, nn
 from model.attention import Attention, AttentionImplementation
 from model.config import ModelConfig
 from model.fp8 import keep_in_fp8
+from model.parallel import ALONE, ColumnParallelLinear, Group
 from model.text import TextDecoder
-from model.vision import VisionTower, VisualFeatures
+from model.vision import VisionTower, VisualFeatures, look_together
 
 
 class Qwen3VLModel(nn.Module):
     """Tower and decoder, under the prefix `model.` the checkpoints give them."""
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: ModelConfig, group: Group) -> None:
         super().__init__()
         self.visual = VisionTower(config.vision)
-        self.language_model = TextDecoder(config.text)
+        self.language_model = TextDecoder(config.text, group)
 
 
 class Qwen3VL(nn.Module):
-    def __init__(self, config: ModelConfig) -> None:
+    """With several ranks, one of them: the tower whole, the decoder and the head cut as `parallel` says."""
+
+    def __init__(self, config: ModelConfig, group: Group = ALONE) -> None:
+        """Raises ValueError for a group whose size the model does not divide by."""
+        config.check_tensor_parallel(group.size)
         super().__init__()
         self.config = config
-        self.model = Qwen3VLModel(config)
+        self.group = group
+        self.num_key_heads = group.cut(0, config.text.num_key_value_heads).length  # in this rank's key/value cache
+        self.model = Qwen3VLModel(config, group)
         if not config.tie_word_embeddings:
-            self.lm_head = nn.Linear(config.text.hidden_size, config.text.vocab_size, bias=False)
+            self.lm_head = ColumnParallelLinear(config.text.hidden_size, config.text.vocab_size, group)
 
     def look(
         self, patches_PC: Tensor, grids_G3: list[tuple[int, int, int]], implementation: AttentionImplementation = "sdpa"
     ) -> VisualFeatures:
-        """uint8 patches of any number of images and frame pairs -> the features of their visual tokens, in order."""
-        return self.model.visual(patches_PC, grids_G3, implementation)
+        """uint8 patches of any number of images and frame pairs -> the features of their visual tokens, in order.
+        Every rank sees its share of the grids, and knows all features afterwards."""
+        return look_together(self.model.visual, patches_PC, grids_G3, implementation, self.group)
 
     def forward(
         self,
@@ -62,16 +70,24 @@ class Qwen3VL(nn.Module):
         return decoder(hidden_NE, positions_3N, attention, visual_rows_M=visual_rows_M, deepstack_LME=deepstack_LME)
 
     def logits(self, hidden_NE: Tensor) -> Tensor:
-        """-> [N, V]."""
+        """-> [N, V]; with several ranks the columns of this rank's share of the vocabulary."""
         tied = self.config.tie_word_embeddings
         return F.linear(hidden_NE, (self.model.language_model.embed_tokens if tied else self.lm_head).weight)
 
 
-def empty_model(config: ModelConfig, *, device: torch.device | str, dtype: torch.dtype, fp8: bool = False) -> Qwen3VL:
+def empty_model(
+    config: ModelConfig,
+    *,
+    device: torch.device | str,
+    dtype: torch.dtype,
+    fp8: bool = False,
+    group: Group = ALONE,
+) -> Qwen3VL:
     """A model with allocated but meaningless weights (none at all on the meta device); with `fp8` the linear maps of
-    the decoder's layers keep theirs in FP8 blocks."""
+    the decoder's layers keep theirs in FP8 blocks, which cannot be cut."""
+    assert not fp8 or group.size == 1, "FP8 blocks are not cut"
     with torch.device("meta"):
-        model = Qwen3VL(config).to(dtype)
+        model = Qwen3VL(config, group).to(dtype)
         if fp8:
             keep_in_fp8(model.model.language_model)
     return model if str(device) == "meta" else model.to_empty(device=device)

@@ -57,7 +57,7 @@ class Runner:
     ) -> None:
         weight = network.model.language_model.embed_tokens.weight
         text = network.config.text
-        shape = (text.num_hidden_layers, num_blocks, block_size, text.num_key_value_heads, text.head_dim)
+        shape = (text.num_hidden_layers, num_blocks, block_size, network.num_key_heads, text.head_dim)
         self._network = network
         self._device = weight.device
         self._implementation = implementation
@@ -88,8 +88,8 @@ class Runner:
             return []
         logits_RV = self._network.logits(hidden_NE[device_tensor(np.array([row for row, _ in sampling]), self._device)])
         numbered = [(chunk.request.prompt.sampling, len(chunk.request.new_token_ids)) for _, chunk in sampling]
-        draws = plan_draws(numbered, vocab_size=logits_RV.shape[1], device=self._device)
-        token_ids_R, logprobs_R = choose_tokens(logits_RV, draws)
+        draws = plan_draws(numbered, vocab_size=self._network.config.text.vocab_size, device=self._device)
+        token_ids_R, logprobs_R = choose_tokens(logits_RV, draws, self._network.group)
         # The only time the host waits. Token ids are exact in float64, so that one copy brings both.
         pairs = torch.stack((token_ids_R.double(), logprobs_R.double()), dim=1).tolist()
         sampled = [SampledToken(int(token_id), logprob) for token_id, logprob in pairs]
@@ -223,4 +223,4 @@ def rehearse(network: Qwen3VL, *, num_tokens: int, num_rows: int, implementation
     token_ids_N = torch.zeros(num_tokens, dtype=torch.long, device=device)
     positions_3N = torch.zeros(3, num_tokens, dtype=torch.long, device=device)
     hidden_NE = network(token_ids_N, positions_3N, PackedCausal([num_tokens], implementation))
-    choose_tokens(network.logits(hidden_NE[:num_rows]), None)
+    choose_tokens(network.logits(hidden_NE[:num_rows]), None, network.group)

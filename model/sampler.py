@@ -3,7 +3,7 @@
 A token is drawn by inverting the cumulative distribution at one uniform number, made on the CPU from the request's seed
 and the number of the token: the draw depends neither on the device nor on what else is in the batch.
 
-Letters: R rows (one for each request that gets a token), V vocabulary.
+Letters: R rows (one for each request that gets a token), V vocabulary, P ranks.
 """
 
 from dataclasses import dataclass
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from model.attention import device_tensor
+from model.parallel import ALONE, Group
 from model.request import Sampling
 
 
@@ -48,15 +49,36 @@ def uniform(seed: int, number: int) -> float:
     return float(np.random.default_rng((seed, number)).random())
 
 
-def choose_tokens(logits_RV: Tensor, draws: Draws | None) -> tuple[Tensor, Tensor]:
+def choose_tokens(logits_RV: Tensor, draws: Draws | None, group: Group = ALONE) -> tuple[Tensor, Tensor]:
     """-> token ids int64 [R] and their natural log probabilities fp32 [R], the model's own: before temperature, top-k
-    and top-p."""
+    and top-p. With several ranks V is this rank's share of the vocabulary, and all of them get the same answer: for
+    greedy rows only the best of each share travels, the logits only of rows that are drawn."""
     logits_RV = logits_RV.float()
-    token_ids_R = logits_RV.argmax(dim=-1)
+    token_ids_R, chosen_R, normalizers_R = _greedy(logits_RV, group)
     if draws is not None:
-        token_ids_R = token_ids_R.index_copy(0, draws.rows_S, _draw(logits_RV[draws.rows_S], draws))
+        drawn_SV = group.gather(logits_RV[draws.rows_S]).movedim(0, 1).flatten(1)
+        # Sums on a GPU may differ in their last bit: the ranks must not.
+        tokens_S = group.of_first(_draw(drawn_SV, draws))
+        token_ids_R = token_ids_R.index_copy(0, draws.rows_S, tokens_S)
+        chosen_R = chosen_R.index_copy(0, draws.rows_S, drawn_SV.gather(1, tokens_S[:, None]).squeeze(1))
+    return token_ids_R, chosen_R - normalizers_R
+
+
+def _greedy(logits_RV: Tensor, group: Group) -> tuple[Tensor, Tensor, Tensor]:
+    """-> the tokens with the largest logits (of equal ones the first), these logits, and the logarithms of the sums of
+    all exponentials, each [R]."""
+    token_ids_R = logits_RV.argmax(dim=-1)
     chosen_R = logits_RV.gather(1, token_ids_R[:, None]).squeeze(1)
-    return token_ids_R, chosen_R - logits_RV.logsumexp(dim=-1)
+    normalizers_R = logits_RV.logsumexp(dim=-1)
+    if group.size == 1:
+        return token_ids_R, chosen_R, normalizers_R
+    token_ids_R = token_ids_R + group.rank * logits_RV.shape[1]
+    # Token ids are exact in float64, so that one gathering brings all three.
+    triple_3R = torch.stack((token_ids_R.double(), chosen_R.double(), normalizers_R.double()))
+    token_ids_PR, chosen_PR, normalizers_PR = group.gather(triple_3R).unbind(1)
+    best_1R = chosen_PR.argmax(dim=0, keepdim=True)
+    token_ids_R, chosen_R = (part_PR.gather(0, best_1R).squeeze(0) for part_PR in (token_ids_PR, chosen_PR))
+    return token_ids_R.long(), chosen_R.float(), normalizers_PR.logsumexp(dim=0).float()
 
 
 def _draw(logits_SV: Tensor, draws: Draws) -> Tensor:

@@ -15,17 +15,21 @@ from model.attention import Attention
 from model.config import TextConfig
 from model.experts import MixtureOfExperts
 from model.layers import RMSNorm, rotate
+from model.parallel import ColumnParallelLinear, Group, RowParallelLinear, VocabularyParallelEmbedding
 
 
 class TextAttention(nn.Module):
-    def __init__(self, config: TextConfig, layer: int) -> None:
+    """Each rank has its share of the query heads, and the key heads these look at."""
+
+    def __init__(self, config: TextConfig, layer: int, group: Group) -> None:
         super().__init__()
         self.layer = layer
         self.head_dim = config.head_dim
-        self.q_proj = nn.Linear(config.hidden_size, config.num_attention_heads * config.head_dim, bias=False)
-        self.k_proj = nn.Linear(config.hidden_size, config.num_key_value_heads * config.head_dim, bias=False)
-        self.v_proj = nn.Linear(config.hidden_size, config.num_key_value_heads * config.head_dim, bias=False)
-        self.o_proj = nn.Linear(config.num_attention_heads * config.head_dim, config.hidden_size, bias=False)
+        size, heads, key_heads = config.hidden_size, config.num_attention_heads, config.num_key_value_heads
+        self.q_proj = ColumnParallelLinear(size, heads * config.head_dim, group, pieces=heads)
+        self.k_proj = ColumnParallelLinear(size, key_heads * config.head_dim, group, pieces=key_heads)
+        self.v_proj = ColumnParallelLinear(size, key_heads * config.head_dim, group, pieces=key_heads)
+        self.o_proj = RowParallelLinear(heads * config.head_dim, size, group, pieces=heads)
         self.q_norm = RMSNorm(config.head_dim, config.rms_norm_eps)
         self.k_norm = RMSNorm(config.head_dim, config.rms_norm_eps)
 
@@ -38,26 +42,26 @@ class TextAttention(nn.Module):
 
 
 class TextMLP(nn.Module):
-    def __init__(self, config: TextConfig) -> None:
+    def __init__(self, config: TextConfig, group: Group) -> None:
         super().__init__()
-        self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
-        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
-        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
+        self.gate_proj = ColumnParallelLinear(config.hidden_size, config.intermediate_size, group)
+        self.up_proj = ColumnParallelLinear(config.hidden_size, config.intermediate_size, group)
+        self.down_proj = RowParallelLinear(config.intermediate_size, config.hidden_size, group)
 
     def forward(self, hidden_NE: Tensor) -> Tensor:
         return self.down_proj(F.silu(self.gate_proj(hidden_NE)) * self.up_proj(hidden_NE))
 
 
 class DecoderLayer(nn.Module):
-    def __init__(self, config: TextConfig, layer: int) -> None:
+    def __init__(self, config: TextConfig, layer: int, group: Group) -> None:
         super().__init__()
         self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.self_attn = TextAttention(config, layer)
+        self.self_attn = TextAttention(config, layer, group)
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         if config.moe and config.moe.covers(layer):
-            self.mlp: nn.Module = MixtureOfExperts(config.hidden_size, config.moe)
+            self.mlp: nn.Module = MixtureOfExperts(config.hidden_size, config.moe, group)
         else:
-            self.mlp = TextMLP(config)
+            self.mlp = TextMLP(config, group)
 
     def forward(self, hidden_NE: Tensor, cos_ND: Tensor, sin_ND: Tensor, attention: Attention) -> Tensor:
         hidden_NE = hidden_NE + self.self_attn(self.input_layernorm(hidden_NE), cos_ND, sin_ND, attention)
@@ -65,11 +69,11 @@ class DecoderLayer(nn.Module):
 
 
 class TextDecoder(nn.Module):
-    def __init__(self, config: TextConfig) -> None:
+    def __init__(self, config: TextConfig, group: Group) -> None:
         super().__init__()
         self.config = config
-        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
-        self.layers = nn.ModuleList(DecoderLayer(config, layer) for layer in range(config.num_hidden_layers))
+        self.embed_tokens = VocabularyParallelEmbedding(config.vocab_size, config.hidden_size, group)
+        self.layers = nn.ModuleList(DecoderLayer(config, layer, group) for layer in range(config.num_hidden_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
 
     def forward(

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from model.attention import AttentionImplementation, packed_attention
 from model.config import VisionConfig
 from model.layers import rotate
+from model.parallel import Group, share_out
 
 ROPE_THETA = 10000.0  # not in the official config files; transformers has the same default
 
@@ -185,6 +186,36 @@ class VisionTower(nn.Module):
         angles_NF = torch.cat((rows_N[:, None] * frequencies, columns_N[:, None] * frequencies), dim=1)
         angles_ND = torch.cat((angles_NF, angles_NF), dim=1)
         return angles_ND.cos(), angles_ND.sin()
+
+
+def look_together(
+    tower: VisionTower,
+    patches_PC: Tensor,
+    grids_G3: list[tuple[int, int, int]],
+    implementation: AttentionImplementation,
+    group: Group,
+) -> VisualFeatures:
+    """The tower is whole on every rank and the grids are shared out, single frame pairs of one video too: what all
+    ranks saw is gathered, so that each of them has the features of all grids."""
+    if group.size == 1:
+        return tower(patches_PC, grids_G3, implementation)
+    merge, width = tower.config.spatial_merge_size, tower.config.hidden_size
+    areas = [rows * columns for _, rows, columns in grids_G3]
+    shares = share_out([area * (3 * width + area) for area in areas], group.size)  # linear maps, and attention
+    patches = patches_PC.split([frames * area for (frames, _, _), area in zip(grids_G3, areas, strict=True)])
+    tokens = [[areas[grid] // merge**2 for grid in share] for share in shares]
+    levels = len(tower.config.deepstack_visual_indexes)
+    seen_MLO = tower.pos_embed.weight.new_zeros(max(map(sum, tokens)), 1 + levels, tower.config.out_hidden_size)
+    if mine := shares[group.rank]:
+        ours = tower(torch.cat([patches[grid] for grid in mine]), [grids_G3[grid] for grid in mine], implementation)
+        own_MLO = seen_MLO[: len(ours.embeddings_MO)]
+        own_MLO[:, 0] = ours.embeddings_MO
+        own_MLO[:, 1:] = ours.deepstack_LMO.transpose(0, 1)
+    by_grid: dict[int, Tensor] = {}
+    for share, counts, part_MLO in zip(shares, tokens, group.gather(seen_MLO), strict=True):
+        by_grid |= zip(share, part_MLO[: sum(counts)].split(counts), strict=True)
+    all_MLO = torch.cat([by_grid[grid] for grid in range(len(grids_G3))])
+    return VisualFeatures(all_MLO[:, 0], all_MLO[:, 1:].transpose(0, 1))
 
 
 def _frame_pairs(grids_G3: list[tuple[int, int, int]], device: torch.device) -> tuple[Tensor, Tensor]:

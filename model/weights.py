@@ -4,7 +4,7 @@ import json
 import logging
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
 from typing import Literal
@@ -16,6 +16,7 @@ from torch import Tensor
 
 from model.config import ModelConfig, extended, read_config
 from model.fp8 import FP8, dequantise, multiplies_fp8_blocks, quantise, scale_shape
+from model.parallel import ALONE, Cut, Group, cuts_of
 from model.processor import checkpoint_folder
 from model.qwen3_vl import Qwen3VL, empty_model
 
@@ -38,6 +39,35 @@ class Stored:
     num_bytes: int
 
 
+@dataclass(frozen=True, slots=True)
+class Target:
+    """Where the values of a stored tensor go: all of them, or those of this rank's cut."""
+
+    tensor: Tensor
+    cut: Cut | None
+
+    @property
+    def stored_shape(self) -> tuple[int, ...]:
+        shape = tuple(self.tensor.shape)
+        return self.cut.whole_shape(shape) if self.cut else shape
+
+    def turned(self) -> "Target":
+        """The last two of three dimensions swapped."""
+        return Target(self.tensor.transpose(1, 2), self.cut and replace(self.cut, dim=3 - self.cut.dim))
+
+    def experts(self, parts: int) -> Iterator[tuple["Target", ...]]:
+        """For every expert its matrix, cut by rows into equal `parts`."""
+        for weight in self.tensor:
+            cut = self.cut and replace(self.cut, dim=self.cut.dim - 1, blocks=1)
+            yield tuple(Target(part, cut) for part in weight.chunk(parts))
+
+    def fill(self, stored: Tensor) -> None:
+        if self.cut:
+            self.cut.fill(self.tensor, stored)
+        else:
+            self.tensor.copy_(stored)
+
+
 def from_pretrained(
     model: str,
     *,
@@ -47,26 +77,38 @@ def from_pretrained(
     max_context: int | None = None,
     rope_scaling_factor: float | None = None,
     quantization: Quantization | None = None,
+    group: Group = ALONE,
 ) -> Qwen3VL:
-    """The model of a folder or hub id, in evaluation mode; `dtype` None keeps the checkpoint's own.
+    """The model of a folder or hub id, in evaluation mode; `dtype` None keeps the checkpoint's own. With a `group`,
+    this rank's share of it.
 
     `max_context` and `rope_scaling_factor` as in `config.extended`. `quantization` "fp8" rounds the decoder's matrices
     to what an FP8 checkpoint would hold.
 
-    Raises ValueError that names the tensors which are missing, extra or of another shape.
+    Raises ValueError that names the tensors which are missing, extra or of another shape, and for a group whose size
+    the model does not divide by.
     """
     folder = checkpoint_folder(model)
     config = extended(read_config(folder), max_context, rope_scaling_factor)
     network = empty_model(
-        config, device=device, dtype=dtype or getattr(torch, config.dtype), fp8=_keeps_fp8(config, device, quantization)
+        config,
+        device=device,
+        dtype=dtype or getattr(torch, config.dtype),
+        fp8=_keeps_fp8(config, device, quantization, group),
+        group=group,
     )
     load_weights(network, folder, expert_layout, quantization)
     return network.eval().requires_grad_(False)
 
 
-def _keeps_fp8(config: ModelConfig, device: torch.device | str, quantization: Quantization | None) -> bool:
+def _keeps_fp8(
+    config: ModelConfig, device: torch.device | str, quantization: Quantization | None, group: Group
+) -> bool:
     """Whether matrices stay in FP8 on the device, said in one line of the log where they should and cannot."""
     if not config.fp8 and quantization is None:
+        return False
+    if group.size > 1:
+        logger.warning("FP8 blocks are not spread over ranks yet: FP8 weights are dequantised at load")
         return False
     kept = multiplies_fp8_blocks(torch.device(device))
     if not kept:
@@ -79,8 +121,9 @@ def load_weights(
 ) -> None:
     """Fills `network` from `folder`: model.safetensors, or the files of model.safetensors.index.json.
 
-    Files are mapped, and read straight into the parameters. FP8 matrices with their scales are dequantised for
-    parameters of another dtype, others are quantised for FP8 parameters; with `quantization` both happens.
+    Files are mapped, and read straight into the parameters: of a tensor that is cut only the pages of the share. FP8
+    matrices with their scales are dequantised for parameters of another dtype, others are quantised for FP8
+    parameters; with `quantization` both happens.
     """
     stored = stored_tensors(folder)
     targets = targets_on_disk(network, stored, expert_layout)
@@ -93,16 +136,17 @@ def load_weights(
     with torch.no_grad():
         for name, value in _read(stored, [name for name in targets if name in stored]):
             target = targets[name]
-            if target.dtype == FP8:
-                values, scale = (value, scales[name]) if name in scales else quantise(value.to(target.device))
-                target.copy_(values)
-                targets[scale_name(name)].copy_(scale)
+            device = target.tensor.device
+            if target.tensor.dtype == FP8:
+                values, scale = (value, scales[name]) if name in scales else quantise(value.to(device))
+                target.fill(values)
+                targets[scale_name(name)].fill(scale)
             elif name in scales:
-                target.copy_(dequantise(value.to(target.device), scales[name].to(target.device)))
+                target.fill(dequantise(value.to(device), scales[name].to(device)))
             elif quantization == "fp8" and QUANTISABLE.fullmatch(name):
-                target.copy_(dequantise(*quantise(value.to(target.device))))
+                target.fill(dequantise(*quantise(value.to(device))))
             else:
-                target.copy_(value)
+                target.fill(value)
 
 
 def scale_name(name: str) -> str:
@@ -110,40 +154,40 @@ def scale_name(name: str) -> str:
     return f"{name}_scale_inv"
 
 
-def targets_on_disk(network: Qwen3VL, stored: Mapping[str, Stored], expert_layout: ExpertLayout) -> dict[str, Tensor]:
+def targets_on_disk(network: Qwen3VL, stored: Mapping[str, Stored], expert_layout: ExpertLayout) -> dict[str, Target]:
     """For each tensor the checkpoint must have, by its name there, where its values go: a parameter, a view of one
     that is turned as the tensor is, or the part of one that a split checkpoint stores by itself.
 
     Raises ValueError when the shapes of expert tensors fit two layouts and `expert_layout` does not say which it is.
     """
-    targets: dict[str, Tensor] = {}
+    targets: dict[str, Target] = {}
+    cuts = cuts_of(network)
     for name, parameter in network.state_dict().items():
+        target = Target(parameter, cuts.get(name))
         prefix, _, last = name.rpartition(".")
         if not prefix.endswith(".mlp.experts"):
-            targets[name] = parameter
+            targets[name] = target
         elif f"{prefix}.0.down_proj.weight" in stored:
-            for expert, weight in enumerate(parameter):
-                parts = zip(("gate_proj", "up_proj"), weight.chunk(2), strict=True)
-                for part, target in parts if last == "gate_up_proj" else ((last, weight),):
-                    targets[f"{prefix}.{expert}.{part}.weight"] = target
+            parts = ("gate_proj", "up_proj") if last == "gate_up_proj" else (last,)
+            for expert, weights in enumerate(target.experts(len(parts))):
+                for part, weight in zip(parts, weights, strict=True):
+                    targets[f"{prefix}.{expert}.{part}.weight"] = weight
         else:
-            targets[name] = _turned_as_stored(name, parameter, stored, expert_layout)
+            targets[name] = _turned_as_stored(name, target, stored, expert_layout)
     return targets
 
 
-def _turned_as_stored(
-    name: str, parameter: Tensor, stored: Mapping[str, Stored], expert_layout: ExpertLayout
-) -> Tensor:
+def _turned_as_stored(name: str, target: Target, stored: Mapping[str, Stored], expert_layout: ExpertLayout) -> Target:
     """Official checkpoints store the experts' matrices [X, in, out], transformers 5 saves them [X, out, in]."""
-    turned = parameter.transpose(1, 2)
+    turned = target.turned()
     if expert_layout != "auto":
-        return turned if expert_layout == "official" else parameter
-    if name in stored and parameter.shape == turned.shape:
+        return turned if expert_layout == "official" else target
+    if name in stored and target.stored_shape == turned.stored_shape:
         raise ValueError(
-            f"{name} is square, {tuple(parameter.shape[1:])}: its shape does not tell how it is stored. Set the option"
+            f"{name} is square, {target.stored_shape[1:]}: its shape does not tell how it is stored. Set the option"
             " expert_layout to 'official' ([experts, in, out]) or 'transformers' ([experts, out, in])"
         )
-    return turned if name in stored and stored[name].shape == tuple(turned.shape) else parameter
+    return turned if name in stored and stored[name].shape == turned.stored_shape else target
 
 
 def stored_tensors(folder: Path) -> dict[str, Stored]:
@@ -196,10 +240,10 @@ def _read(stored: Mapping[str, Stored], names: list[str]) -> Iterator[tuple[str,
 
 
 def _differences(
-    targets: Mapping[str, Tensor], stored: Mapping[str, Stored], scale_names: Mapping[str, str]
+    targets: Mapping[str, Target], stored: Mapping[str, Stored], scale_names: Mapping[str, str]
 ) -> list[str]:
     """What is wrong with the stored tensors; `scale_names` has the tensor that each stored scale must belong to."""
-    wanted = {name: tuple(target.shape) for name, target in targets.items() if not name.endswith("_scale_inv")}
+    wanted = {name: target.stored_shape for name, target in targets.items() if not name.endswith("_scale_inv")}
     wanted |= {name: scale_shape(stored[of].shape) for name, of in scale_names.items()}
     misshapen = [
         f"{name} is {stored[name].shape}, not {shape}"

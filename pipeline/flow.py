@@ -56,6 +56,7 @@ def prepare(job: ParseJob) -> Setup:
     prompt = page_prompt(job.prompt)
     processor = Processor.from_pretrained(resolve_model(job.model))
     processor.check_context(job.max_context or None, job.rope_scaling or None, job.longest_prompt_and_answer)
+    processor.config.check_tensor_parallel(job.tensor_parallel)
     document = DocumentOptions(
         min_tokens=min(job.min_tokens_per_page, processor.max_image_tokens),
         max_tokens=min(job.max_tokens_per_page, processor.max_image_tokens),
@@ -213,6 +214,7 @@ def engine_loader(setup: Setup, resources: Resources) -> EngineLoader:
         kv_cache_dtype=setup.job.kv_cache_dtype,
         max_context=setup.job.max_context or None,
         rope_scaling_factor=setup.job.rope_scaling or None,
+        tensor_parallel=setup.job.tensor_parallel,
     )
 
 

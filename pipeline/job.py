@@ -60,7 +60,7 @@ class ParseJob:
 
     device: str = _option("auto", "cpu, cuda, or auto: cuda when the cluster has GPUs")
     replicas: str = _option("1", "how many copies of the model: N, or MIN,MAX to let Ray Data choose")
-    tensor_parallel: int = _option(1, "GPUs for each replica")
+    tensor_parallel: int = _option(1, "GPUs of each replica, over which the model is spread; on cpu: processes")
     batch_size: int = _option(0, "pages a replica works on at once; 0: 64 on cuda, 8 on cpu")
     tokens_per_second: float = _option(
         0.0, "visual tokens a replica reads each second, for the time --plan tells; 0: assume"
@@ -89,10 +89,6 @@ class ParseJob:
                 getattr(self, name) in (None, "fp8"), f"{name} must be fp8 or left out, not {getattr(self, name)!r}"
             )
         _require(self.device in DEVICES, f"device must be one of {', '.join(DEVICES)}, not {self.device!r}")
-        _require(
-            self.tensor_parallel == 1,
-            f"tensor_parallel is {self.tensor_parallel}: a model across several GPUs is not there yet; give 1",
-        )
         _require(
             self.decoder_memory_mb >= 1024, f"decoder_memory_mb must be at least 1024, not {self.decoder_memory_mb}"
         )

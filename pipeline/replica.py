@@ -49,6 +49,7 @@ class EngineLoader:
     device: str
     dtype: str | None
     max_batch_size: int
+    tensor_parallel: int
     quantization: str | None = None
     kv_cache_dtype: str | None = None
     max_context: int | None = None

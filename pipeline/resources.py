@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from pipeline.job import ParseJob
 
-REPLICA_CPUS_CUDA = 1.0  # the thread that feeds the GPU
+REPLICA_CPUS_CUDA = 1.0  # for each GPU the thread that feeds it
 WRITER_CPUS = 0.25
 SPARE_CPUS = 1.0  # for Ray Data's own tasks: without it a full cluster would wait for itself
 PARENT_BYTES = 768 * 2**20  # of a decoder's memory: its own process, beside the child that renders
@@ -51,21 +51,22 @@ def allocate(job: ParseJob, cluster: Cluster) -> Resources:
     """Raises ValueError, with what to change, when the job cannot fit."""
     device = job.device if job.device != "auto" else "cuda" if cluster.gpus >= 1 else "cpu"
     fewest, most = job.replica_range
-    if device == "cuda" and fewest > cluster.gpus:
+    ranks = job.tensor_parallel
+    if device == "cuda" and fewest * ranks > cluster.gpus:
         raise ValueError(
-            f"{fewest} replicas need {fewest} GPUs, the cluster has {cluster.gpus:g}: "
-            "give fewer replicas, start more nodes, or use the device cpu"
+            f"{fewest} replicas of {ranks} GPUs need {fewest * ranks}, the cluster has {cluster.gpus:g}: "
+            "give fewer replicas or less tensor_parallel, start more nodes, or use the device cpu"
         )
     writers = 1 + most // REPLICAS_PER_WRITER
     others = writers * WRITER_CPUS + SPARE_CPUS
     memory = job.decoder_memory_mb * 2**20
     if device == "cuda":
-        replica_cpus = REPLICA_CPUS_CUDA
+        replica_cpus = REPLICA_CPUS_CUDA * ranks
         decoders = job.decoders or max(1, int(cluster.cpus - most * replica_cpus - others))
     else:
         decoders = job.decoders or max(1, int(cluster.cpus) // 4)
-        # Whole CPUs: Ray gives a process as many threads as it has CPUs.
-        replica_cpus = float(max(1, int((cluster.cpus - decoders - others) / most)))
+        # Whole CPUs for each rank: Ray gives a process as many threads as it has CPUs, and the ranks share them.
+        replica_cpus = float(ranks * max(1, int((cluster.cpus - decoders - others) / (most * ranks))))
     if not job.decoders:
         decoders = min(decoders, int(cluster.memory_bytes // memory))
     if decoders < 1 or decoders * memory > cluster.memory_bytes:
@@ -83,7 +84,7 @@ def allocate(job: ParseJob, cluster: Cluster) -> Resources:
         device=device,
         replicas=(fewest, most),
         replica_cpus=replica_cpus,
-        replica_gpus=1 if device == "cuda" else 0,
+        replica_gpus=ranks if device == "cuda" else 0,
         batch_size=job.batch_size or BATCH_SIZE[device],
         decoders=decoders,
         decoder_memory_bytes=memory,

@@ -22,8 +22,8 @@ from model.weights import from_pretrained
 IMAGE, VIDEO, START, END = 290, 291, 292, 293
 
 
-def random_config(rng: np.random.Generator, *, moe: bool = False) -> Qwen3VLConfig | Qwen3VLMoeConfig:
-    """A configuration with other depths, head counts, sizes and taps at every draw."""
+def random_config(rng: np.random.Generator, *, moe: bool = False, **text) -> Qwen3VLConfig | Qwen3VLMoeConfig:
+    """A configuration with other depths, head counts, sizes and taps at every draw; `text` as it is given."""
     head_dim = int(rng.choice([16, 32, 48]))
     third = head_dim // 6
     key_heads = int(rng.choice([1, 2, 3]))
@@ -60,6 +60,7 @@ def random_config(rng: np.random.Generator, *, moe: bool = False) -> Qwen3VLConf
                 "mrope_interleaved": True,
             },
             **experts,
+            **text,
         },
         vision_config={
             "depth": depth,
@@ -90,11 +91,11 @@ class Pair:
         return self.ours.config
 
 
-def random_pair(seed: int, folder: Path, *, moe: bool = False) -> Pair:
+def random_pair(seed: int, folder: Path, *, moe: bool = False, **text) -> Pair:
     """transformers' network with random weights (norms too), saved by it and loaded by us."""
     torch.manual_seed(seed)
     network = Qwen3VLMoeForConditionalGeneration if moe else Qwen3VLForConditionalGeneration
-    theirs = network(random_config(np.random.default_rng(seed), moe=moe)).eval()
+    theirs = network(random_config(np.random.default_rng(seed), moe=moe, **text)).eval()
     with torch.no_grad():
         for name, parameter in theirs.named_parameters():
             if "norm" in name:

@@ -36,7 +36,7 @@ def settings(**changes) -> dict[str, str]:
         ("pages", "3-1", "pages"),
         ("device", "tpu", "auto, cpu, cuda"),
         ("dtype", "int8", "bfloat16"),
-        ("tensor_parallel", 2, "not there yet"),
+        ("tensor_parallel", 0, "at least 1"),
         ("max_new_tokens", 0, "at least 1"),
         ("max_context", -1, "0 (automatic) or more, not -1"),
         ("rope_scaling", -2.0, "or more, not -2.0"),
