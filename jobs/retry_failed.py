@@ -15,7 +15,7 @@ from jobs.cluster import connected
 from jobs.options import add_options, add_store_options, make_job, store_options
 from jobs.running import BAD_JOB, DONE, STOPPED, interrupt
 from pipeline.flow import Setup, Superseded, cluster, prepare, run
-from pipeline.job import ANSWER_FIELDS, ParseJob
+from pipeline.job import PARSE_ANSWER_FIELDS, ParseJob
 from pipeline.lease import Occupied, hold
 from pipeline.manifest import Manifest, read_manifest
 from pipeline.progress import summary_text
@@ -24,7 +24,7 @@ from pipeline.resources import allocate
 from pipeline.retry import begin_retry
 from pipeline.store import Store, absolute
 
-_FIXED = {"config", "input", "output", "model", "prompt", *ANSWER_FIELDS}
+_FIXED = {"config", "input", "output", "model", "prompt", *PARSE_ANSWER_FIELDS}
 _STORE = {"endpoint_url", "profile", "region"}
 
 

@@ -9,7 +9,7 @@ import uuid
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import Future
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Protocol
 
 import ray
@@ -50,15 +50,16 @@ class EngineLoader:
     dtype: str | None
     max_batch_size: int
     tensor_parallel: int
+    quantization: str | None = None
+    kv_cache_dtype: str | None = None
+    max_context: int | None = None
+    rope_scaling_factor: float | None = None
 
     def __call__(self) -> Engine:
         from model.engine import Engine, EngineOptions
 
         options = EngineOptions(
-            device=self.device,
-            dtype=self.dtype,
-            max_batch_size=self.max_batch_size,
-            tensor_parallel=self.tensor_parallel,
+            **{field.name: getattr(self, field.name) for field in fields(self) if field.name != "model"}
         )
         return Engine.from_pretrained(resolve_model(self.model), options)
 

@@ -59,6 +59,8 @@ class StoreOptions:
     def __post_init__(self) -> None:
         if self.max_attempts < 1:
             raise ValueError(f"max_attempts must be at least 1, not {self.max_attempts}")
+        if self.endpoint_url and "@" in self.endpoint_url:  # the message does not repeat it
+            raise ValueError("endpoint_url holds a user name or password: give them as AWS keys or in a profile")
         if self.timeout_seconds <= 0:
             raise ValueError(f"timeout_seconds must be more than 0, not {self.timeout_seconds}")
 
@@ -77,10 +79,15 @@ def absolute(uri: str, folder: str = "") -> str:
     if uri.startswith("file:///"):
         return os.path.abspath(unquote(uri.removeprefix("file://")))
     if _SCHEME.match(uri):
-        raise ValueError(f"{uri!r}: only s3://bucket/key, file:///path and plain paths are understood")
+        shown = _without_credentials(uri)
+        raise ValueError(f"{shown!r}: only s3://bucket/key, file:///path and plain paths are understood")
     if folder and not uri.startswith("/"):
         return absolute(join(folder, uri))
     return os.path.abspath(uri)
+
+
+def _without_credentials(uri: str) -> str:
+    return re.sub(r"//[^/@\s]*@", "//***@", uri)
 
 
 def join(uri: str, *names: str) -> str:
@@ -255,8 +262,14 @@ class _S3Store:
         """Etag and bytes. boto3 tries again until the answer begins; a body that breaks off is tried again here."""
         bucket, key = _split(uri)
         with _as_os_error(uri):
-            for _ in _attempts(self._options.max_attempts):
-                answer = self._client.get_object(Bucket=bucket, Key=key, **condition)
+            for attempt in _attempts(self._options.max_attempts):
+                try:
+                    answer = self._client.get_object(Bucket=bucket, Key=key, **condition)
+                except aws.ClientError as error:
+                    # Of an object that was listed, stores under load say so now and then, and take it back.
+                    if condition and attempt == 0 and error.response["Error"]["Code"] == "AccessDenied":
+                        continue
+                    raise
                 try:
                     return answer["ETag"].strip('"'), answer["Body"].read()
                 except (aws.HTTPClientError, aws.IncompleteReadError):
@@ -269,6 +282,8 @@ def _split(uri: str) -> tuple[str, str]:
     bucket, _, key = uri.removeprefix(_S3).partition("/")
     if not bucket:
         raise ValueError(f"{uri!r} names no bucket")
+    if "@" in bucket:  # no bucket's name has it
+        raise ValueError(f"{_without_credentials(uri)!r} holds keys: give them in the AWS environment or a profile")
     return bucket, key
 
 

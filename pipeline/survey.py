@@ -23,6 +23,7 @@ from pipeline.videos import VideoInfo
 MAX_UNIT_PAGES = 16
 MAX_SHARD_PAGES = 20_000
 ASSETS_PER_BLOCK = 16
+ROWS_AT_ONCE = 10_000
 
 _TEXT = pa.string()
 ASSETS = pa.schema(
@@ -67,12 +68,19 @@ UNITS = pa.schema(
 
 def listing_table(listed: Iterable[Asset | tuple[Asset, Failure]]) -> pa.Table:
     """The inputs in the shape of ASSETS, in the order of the listing; an object listed twice counts once."""
-    rows: dict[str, dict[str, Any]] = {}
+    seen: set[str] = set()
+    tables: list[pa.Table] = []
+    rows: list[dict[str, Any]] = []  # few at a time: a million of them would take gigabytes
     for entry in listed:
         asset, failure = entry if isinstance(entry, tuple) else (entry, None)
-        if asset.asset_id not in rows:
-            rows[asset.asset_id] = asset_row(len(rows), asset, failure)
-    return pa.Table.from_pylist(list(rows.values()), schema=ASSETS)
+        if asset.asset_id in seen:
+            continue
+        rows.append(asset_row(len(seen), asset, failure))
+        seen.add(asset.asset_id)
+        if len(rows) == ROWS_AT_ONCE:
+            tables.append(pa.Table.from_pylist(rows, schema=ASSETS))
+            rows = []
+    return pa.concat_tables([*tables, pa.Table.from_pylist(rows, schema=ASSETS)])
 
 
 def open_assets(

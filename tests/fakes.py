@@ -3,13 +3,16 @@
 import json
 import os
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+import psutil
 
 from model.request import Completion, Prompt
 from pipeline.native import read_asset_pieces
+from pipeline.replica import Engine, EngineLoader
 from pipeline.sandbox import Sandbox
 from pipeline.suspects import Ledger, Verdict
 
@@ -87,6 +90,28 @@ class FakeLoader:
             refuses=self.refuses,
             kills=self.kills,
         )
+
+
+@dataclass(frozen=True)
+class RankKiller:
+    """Loads an engine spread over ranks where it is called; the first one loses a rank before its fourth step."""
+
+    load_engine: EngineLoader
+    killed: Path
+
+    def __call__(self) -> Engine:
+        engine = self.load_engine()
+        step = engine.step
+
+        def step_without_mercy() -> Sequence[Completion]:
+            if engine.stats.steps == 3 and not self.killed.exists():
+                (rank,) = [child for child in psutil.Process().children() if "model.ranks" in " ".join(child.cmdline())]
+                self.killed.write_text(str(rank.pid))
+                rank.kill()
+            return step()
+
+        engine.step = step_without_mercy
+        return engine
 
 
 def completion(prompt: Prompt) -> Completion:
