@@ -23,7 +23,7 @@ from botocore import exceptions as aws
 from botocore.config import Config
 
 from pipeline.folders import FileStore
-from pipeline.ranged import RangedFile
+from pipeline.ranged import CHUNK_BYTES, RangedFile
 from pipeline.records import Asset, BadInput, ErrorCode, Stage
 
 _S3 = "s3://"
@@ -122,11 +122,12 @@ class Store:
         with _as_bad_input(Stage.LIST):
             return self._backend(uri).stat(uri)
 
-    def open(self, asset: Asset) -> BinaryIO:
+    def open(self, asset: Asset, *, chunk_bytes: int = CHUNK_BYTES) -> BinaryIO:
         """A seekable file over exactly that version of the object; at most 16 MB of it are held in memory.
 
-        `read()` without a size is one request. Nothing is fetched before the first read. Reading raises
-        BadInput(READ, CHANGED_DURING_RUN / NOT_FOUND / ACCESS_DENIED / THROTTLED / READ_TIMEOUT, ...).
+        `read()` without a size is one request, others fetch `chunk_bytes` at once. Nothing is fetched before the first
+        read. Reading raises BadInput(READ, CHANGED_DURING_RUN / NOT_FOUND / ACCESS_DENIED / THROTTLED /
+        READ_TIMEOUT, ...).
         """
         assert asset.etag, f"{asset.uri} was never seen"
         backend = self._backend(asset.uri)
@@ -138,7 +139,7 @@ class Store:
                     raise OSError(errno.ESTALE, f"holds {start + len(data)} bytes where {asset.size} were listed")
                 return data
 
-        return io.BufferedReader(RangedFile(asset.size, fetch), buffer_size=64 << 10)
+        return io.BufferedReader(RangedFile(asset.size, fetch, chunk_bytes=chunk_bytes), buffer_size=64 << 10)
 
     def read(self, uri: str) -> bytes:
         """A whole object of our own bookkeeping. Raises FileNotFoundError when it is absent, OSError for the rest."""
