@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, NamedTuple, get_args
 
 import torch
 
@@ -74,6 +74,13 @@ class EngineOptions:
             raise ValueError(f"device {self.device!r} is one: with tensor_parallel {self.tensor_parallel} give cuda")
 
 
+class ThinkTokenIds(NamedTuple):
+    """The tokens around what a thinking model writes before its answer."""
+
+    open: int
+    close: int
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineStats:
     """Sums since the engine was made."""
@@ -103,10 +110,12 @@ class Engine:
         tokenizer: Any,
         options: EngineOptions,
         stop_token_ids: frozenset[int],
+        think_token_ids: ThinkTokenIds | None = None,
         followers: Followers | None = None,
     ) -> None:
         """`tokenizer` is asked for `decode(token_ids, skip_special_tokens=True)`; one of `stop_token_ids`
-        ends any completion; `followers` are told what this engine is given, when the network is spread over them.
+        ends any completion; `think_token_ids` open and close the reasoning of a thinking model; `followers` are told
+        what this engine is given, when the network is spread over them.
 
         Raises ValueError for an attention implementation that cannot be used here.
         """
@@ -117,6 +126,7 @@ class Engine:
         self._followers = followers
         self._tokenizer = tokenizer
         self._stop_token_ids = stop_token_ids
+        self._think_token_ids = think_token_ids
         self._cache_room = num_blocks * options.block_size
         self._context = network.config.text.max_position_embeddings
         yarn = network.config.text.yarn
@@ -148,7 +158,9 @@ class Engine:
             followers.close()
             raise
         followers.watch()
-        return cls(network, read_tokenizer(folder), options, read_stop_token_ids(folder), followers)
+        tokenizer = read_tokenizer(folder)
+        think_token_ids = find_think_token_ids(tokenizer)
+        return cls(network, tokenizer, options, read_stop_token_ids(folder), think_token_ids, followers)
 
     @property
     def has_work(self) -> bool:
@@ -179,7 +191,10 @@ class Engine:
             self._followers.tell(prompt)
         self._keys.add(prompt.key)
         limit = min(prompt.sampling.max_new_tokens, room)
-        self._scheduler.add(Request(prompt, max_new_tokens=limit, added_seconds=time.perf_counter()))
+        request = Request(prompt, max_new_tokens=limit, added_seconds=time.perf_counter())
+        if self._think_token_ids and self._think_token_ids.open in prompt.token_ids_T[-2:]:  # a line break may follow
+            request.reasoning_end = None
+        self._scheduler.add(request)
 
     def step(self) -> list[Completion]:
         """One forward pass -> the completions that ended with it."""
@@ -227,23 +242,43 @@ class Engine:
 
     def _accept(self, request: Request, token: SampledToken) -> FinishReason | None:
         """Appends the token -> why the completion ends with it, if it does."""
+        token = self._reason(request, token)
         request.new_token_ids.append(token.token_id)
         request.logprobs.append(token.logprob)
         if token.token_id in self._stop_token_ids or token.token_id in request.prompt.sampling.stop_token_ids:
             return "stop"
         return "length" if len(request.new_token_ids) == request.max_new_tokens else None
 
+    def _reason(self, request: Request, token: SampledToken) -> SampledToken:
+        """Keeps track of whether a request still reasons. Reasoning that reached its limit is closed: that token is
+        ours, with the log probability 0. A model whose template does not open its reasoning may do so first."""
+        if self._think_token_ids is None:
+            return token
+        written = len(request.new_token_ids)
+        if written == 0 and token.token_id == self._think_token_ids.open:
+            request.reasoning_end = None
+        elif request.reasoning_end is None:
+            if written == request.prompt.sampling.max_reasoning_tokens:
+                token = SampledToken(self._think_token_ids.close, 0.0)
+            if token.token_id == self._think_token_ids.close:
+                request.reasoning_end = written + 1
+        return token
+
     def _finish(self, request: Request, reason: FinishReason, now_seconds: float) -> Completion:
-        """The token that stopped the answer stays in `token_ids` and its probabilities, but not in the text."""
+        """The token that stopped the answer stays in `token_ids` and its probabilities, but not in the text. Reasoning
+        that never ended is all there is: the text is empty."""
         prompt = request.prompt
         self._scheduler.finish(request)
         self._runner.forget(prompt.key)
         self._keys.remove(prompt.key)
         assert request.started_seconds is not None, f"{prompt.key} finished before it started"
         text_ids = request.new_token_ids[:-1] if reason == "stop" else request.new_token_ids
+        end = len(text_ids) if request.reasoning_end is None else request.reasoning_end
+        reasoning_ids = [token for token in text_ids[:end] if token not in (self._think_token_ids or ())]
         return Completion(
             key=prompt.key,
-            text=self._tokenizer.decode(text_ids, skip_special_tokens=True),
+            text=self._decode(text_ids[end:]).lstrip("\n" if end else ""),
+            reasoning=self._decode(reasoning_ids).strip() if end else "",
             token_ids=tuple(request.new_token_ids),
             prompt_tokens=len(prompt.token_ids_T),
             finish_reason=reason,
@@ -253,6 +288,15 @@ class Engine:
             seconds_running=now_seconds - request.started_seconds,
             preemptions=request.preemptions,
         )
+
+    def _decode(self, token_ids: list[int]) -> str:
+        return self._tokenizer.decode(token_ids, skip_special_tokens=True)
+
+
+def find_think_token_ids(tokenizer: Any) -> ThinkTokenIds | None:
+    """None for a tokenizer without the tags of reasoning."""
+    tags = [tokenizer.token_to_id(tag) for tag in ("<think>", "</think>")]
+    return None if None in tags else ThinkTokenIds(*tags)
 
 
 def _load(folder: Path, options: EngineOptions, group: Group) -> Qwen3VL:
@@ -277,7 +321,8 @@ def _follow(group: Group, leader: Leader, folder: Path, options: EngineOptions) 
     """The life of a rank beside rank 0: the same engine, told what to do; its completions are nobody's."""
     network = _load(folder, options, group)
     leader.say("loaded")
-    engine = Engine(network, read_tokenizer(folder), options, read_stop_token_ids(folder))
+    tokenizer = read_tokenizer(folder)
+    engine = Engine(network, tokenizer, options, read_stop_token_ids(folder), find_think_token_ids(tokenizer))
     for message in leader:
         if isinstance(message, Prompt):
             engine.add(message)

@@ -21,7 +21,8 @@ class Sampling:
     whatever else is in the batch: token n is drawn from a generator seeded with (seed, n).
     """
 
-    max_new_tokens: int = 4096
+    max_new_tokens: int = 4096  # reasoning included
+    max_reasoning_tokens: int | None = None  # of a thinking model, which then has to answer; None: no limit of its own
     temperature: float = 0.0
     top_p: float = 1.0
     top_k: int = 0  # 0: all tokens
@@ -31,6 +32,8 @@ class Sampling:
     def __post_init__(self) -> None:
         if self.max_new_tokens < 1:
             raise ValueError(f"max_new_tokens must be at least 1, not {self.max_new_tokens}")
+        if self.max_reasoning_tokens is not None and self.max_reasoning_tokens < 1:
+            raise ValueError(f"max_reasoning_tokens must be at least 1, or None, not {self.max_reasoning_tokens}")
         if self.temperature < 0:
             raise ValueError(f"temperature must be 0 (greedy) or more, not {self.temperature}")
         if not 0 < self.top_p <= 1:
@@ -88,3 +91,4 @@ class Completion:
     seconds_queued: float  # from add to the first step that worked on it
     seconds_running: float  # from then to the last token, preemptions included
     preemptions: int
+    reasoning: str = ""  # what a thinking model wrote before its answer; no part of `text`

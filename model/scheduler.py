@@ -25,6 +25,7 @@ class Request:
     computed: int = 0
     blocks: list[int] = field(default_factory=list)
     preemptions: int = 0
+    reasoning_end: int | None = 0  # how many of the new tokens are reasoning, its closing tag included; None: not over
 
     @property
     def num_tokens(self) -> int:
