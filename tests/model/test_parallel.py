@@ -209,8 +209,8 @@ def test_alone_nothing_is_sent_and_nothing_copied():
     assert ALONE.smallest(5, torch.device("cpu")) == 5
 
 
-# Loads one rank's share; prints its bytes, and by how much the process grew at most (files it had mapped included). What
-# torch imports and keeps for a first model of any size does not count: the embedded one is loaded before.
+# Loads one rank's share; prints its bytes, and by how much the process grew at most (files it had mapped included).
+# What torch imports and keeps for a first model of any size does not count: the embedded one is loaded before.
 LOAD = """
 import sys
 from model.parallel import Group
