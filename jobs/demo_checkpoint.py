@@ -15,6 +15,7 @@ from jobs.samples import LADDER, make_page
 from model.config import read_config
 from model.qwen3_vl import Qwen3VL, empty_model
 from model.weights import save_weights
+from pipeline.prompts import EVENTS_INSTRUCTION, PROMPTS_FILE
 
 VOCABULARY = 2048
 
@@ -167,6 +168,7 @@ def _configs(tokenizer: PreTrainedTokenizerFast) -> dict[str, dict[str, Any]]:
             "size": {"shortest_edge": 8 * pixels_of_token, "longest_edge": 200 * pixels_of_token},
             **image,
         },
+        PROMPTS_FILE: {"events": EVENTS_INSTRUCTION},
         "video_preprocessor_config.json": {
             "video_processor_type": "Qwen3VLVideoProcessor",
             "processor_class": "Qwen3VLProcessor",

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 from jobs.cluster import connected
 from jobs.options import add_options, add_store_options, make_job, store_options
-from jobs.parse_documents import BAD_JOB, DONE, STOPPED, interrupt
+from jobs.running import BAD_JOB, DONE, STOPPED, interrupt
 from pipeline.flow import Setup, Superseded, cluster, prepare, run
 from pipeline.job import ANSWER_FIELDS, ParseJob
 from pipeline.lease import Occupied, hold
@@ -56,6 +56,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def retry_job(manifest: Manifest, flags: argparse.Namespace) -> ParseJob:
     """The job as it was run, with what the flags change. Passwords are not in the manifest: give them again."""
+    if "window_seconds" in manifest.config:
+        raise ValueError(f"{flags.output} is an index of videos; only jobs of documents can be retried yet")
     names = {field.name for field in dataclasses.fields(ParseJob)} - {"password"}
     as_it_was = {name: value for name, value in manifest.config.items() if name in names}
     for name, value in as_it_was.items():
@@ -77,7 +79,7 @@ def _work(setup: Setup, codes: Sequence[str]) -> int:
         print(f"Nothing failed{' with ' + ', '.join(codes) if codes else ''}; nothing to do.")
         return DONE
     manifest = run(dataclasses.replace(setup, finished=None), resources, sys.stderr)
-    print(summary_text(manifest, setup.job.output))
+    print(summary_text(manifest, setup.kind, setup.job.output))
     return DONE
 
 

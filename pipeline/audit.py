@@ -14,7 +14,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline.books import Books, FrozenSurvey
-from pipeline.close import read_units, shard_pages
+from pipeline.close import read_units, shard_pieces
+from pipeline.kinds import DOCUMENT_KIND
 from pipeline.manifest import Counts, Manifest, TableFile, finished_manifest
 from pipeline.store import Store, join
 from pipeline.tables import BLOCKS, DOCUMENTS, PAGES, PARTS, blocks_table, pages_table
@@ -148,9 +149,9 @@ def _check_tables(
     for name, values in ids.items():
         faults += _twice(f"rows of {name}", values)
     faults += _unequal("inputs with a row", documents.total(), survey.assets)
-    faults += _unequal("documents in the manifest", manifest.documents, _counts(documents, errors["documents"]))
-    faults += _unequal("pages in the manifest", manifest.pages, _counts(pages, errors["pages"]))
-    faults += _unequal("blocks in the manifest", manifest.blocks, blocks)
+    faults += _unequal("documents in the manifest", manifest.assets, _counts(documents, errors["documents"]))
+    faults += _unequal("pages in the manifest", manifest.pieces, _counts(pages, errors["pages"]))
+    faults += _unequal("blocks in the manifest", manifest.found, blocks)
     for column in ("tokens_in", "tokens_out"):
         faults += _unequal(f"{column} in the manifest", getattr(manifest, column), tokens[column])
     return _with(replace(counted, documents=documents, pages=pages, blocks=blocks), faults)
@@ -205,7 +206,7 @@ def _check_shard(
     yield from _some("documents have pages but no row", of_document)
     yield from _some("blocks belong to no page", set(blocks["page_id"].to_pylist()) - set(pages["page_id"].to_pylist()))
     mine = sealed.filter(pc.is_in(sealed["unit_id"], value_set=units["unit_id"].combine_chunks()))
-    rows = shard_pages(assets, units, read_units(books, mine))
+    rows = shard_pieces(assets, units, read_units(books, mine, DOCUMENT_KIND), DOCUMENT_KIND)
     for name, from_parts in (("pages", pages_table(rows)), ("blocks", blocks_table(rows))):
         if not tables[name].equals(from_parts):
             yield f"the {name} of shard {shard} are not those of the parts"

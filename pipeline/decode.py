@@ -1,4 +1,4 @@
-"""The CPU actor of the reading pass: a unit in, its pages rendered and made into prompts out."""
+"""The CPU actor of the reading pass: a unit in, its pages or windows decoded and made into prompts out."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -7,12 +7,13 @@ from model.processor import Processor
 from model.request import Frames, Prompt, Sampling
 from pipeline.documents import DocumentOptions
 from pipeline.job import resolve_model
-from pipeline.native import read_asset_pages
+from pipeline.native import read_asset_pieces
 from pipeline.parse_pages import text_layer
-from pipeline.records import Asset, BadInput, ErrorCode, Failure, Page, Stage, Unit
-from pipeline.rows import MAX_ROW_BYTES, DecodedPage, DecodedUnit, Row, unit_from_row
+from pipeline.records import Asset, BadInput, ErrorCode, Failure, Page, Stage, Unit, Window
+from pipeline.rows import MAX_ROW_BYTES, DecodedPiece, DecodedUnit, Row, unit_from_row
 from pipeline.sandbox import Sandbox
 from pipeline.store import StoreOptions
+from pipeline.video_windows import VideoOptions
 
 # The child died or hung at one page: the others of the unit deserve another child.
 _LOST_CHILD = frozenset({ErrorCode.RENDER_TIMEOUT, ErrorCode.RENDER_CRASH, ErrorCode.RENDER_OOM})
@@ -23,12 +24,12 @@ class DecodeOptions:
     """What a decoder needs to know of the job."""
 
     store: StoreOptions
-    document: DocumentOptions
+    media: DocumentOptions | VideoOptions
     model: str  # the checkpoint, for its processor
-    instruction: str
+    instructions: tuple[str, ...]  # each is a prompt of its own
     sampling: Sampling
     memory_bytes: int  # of the child
-    page_timeout_seconds: float
+    piece_timeout_seconds: float
 
 
 class Decoder:
@@ -41,54 +42,64 @@ class Decoder:
 
     def __call__(self, row: Row) -> Row:
         unit = unit_from_row(row)
-        pages: list[DecodedPage] = []
+        pieces: list[DecodedPiece] = []
         failures: list[tuple[int, Failure]] = []
-        room = max(MAX_ROW_BYTES, 2 * unit.tokens * 3 * self._processor.pixel_multiple**2)
+        room = max(MAX_ROW_BYTES, 2 * unit.tokens * self._options.media.bytes_per_token)
         for result in read_unit(self._sandbox, unit, self._options):
-            if not isinstance(result, Page):
+            if isinstance(result, tuple):
                 failures.append(result)
                 continue
-            page = DecodedPage(result.facts, self._prompts(unit, result))
-            num_bytes = sum(prompt.patches_PC.nbytes for prompt in page.prompts)
+            piece = DecodedPiece(result.facts, self._prompts(unit, result))
+            num_bytes = sum(prompt.patches_PC.nbytes for prompt in piece.prompts)
             if num_bytes <= room:
-                pages.append(page)
+                pieces.append(piece)
                 room -= num_bytes
             else:
                 message = "came out larger than its document promised"
-                failures.append((result.facts.page_no, Failure(Stage.RENDER, ErrorCode.PAGE_TOO_LARGE, message)))
-        return DecodedUnit(unit, tuple(pages), tuple(failures)).to_row()
+                failures.append((result.facts.number, Failure(Stage.RENDER, ErrorCode.PAGE_TOO_LARGE, message)))
+        return DecodedUnit(unit, tuple(pieces), tuple(failures)).to_row()
 
-    def _prompts(self, unit: Unit, page: Page) -> tuple[Prompt, ...]:
-        if page.facts.is_blank:
+    def _prompts(self, unit: Unit, piece: Page | Window) -> tuple[Prompt, ...]:
+        """One for each instruction and tile: a page is a clip of one frame without a clock."""
+        if isinstance(piece, Window):
+            span, draft_text = piece.facts.span, ""
+            seconds = tuple((time_us - span.origin_us) / 1_000_000 for time_us in span.frame_us)
+            clips = [Frames(piece.frames_THWC, seconds)]
+        elif piece.facts.is_blank:
             return ()
-        draft_text = text_layer(page.facts.words) if len(page.tiles) == 1 else ""
+        else:
+            draft_text = text_layer(piece.facts.words) if len(piece.tiles) == 1 else ""
+            clips = [Frames(tile[None]) for tile in piece.tiles]
+        contents: list[list[str | Frames]] = [
+            [clip, instruction] for instruction in self._options.instructions for clip in clips
+        ]
         return tuple(
             self._processor.encode(
-                f"{unit.asset_id}#{page.facts.page_no}/{number}",
-                [Frames(tile[None]), self._options.instruction],
+                f"{unit.asset_id}#{piece.facts.number}/{number}",
+                content,
                 self._options.sampling,
                 draft_text=draft_text,
             )
-            for number, tile in enumerate(page.tiles, start=1)
+            for number, content in enumerate(contents, start=1)
         )
 
 
-def read_unit(sandbox: Sandbox, unit: Unit, options: DecodeOptions) -> Iterator[Page | tuple[int, Failure]]:
-    """Every page of the unit, in order, rendered or with the reason why not."""
+def read_unit(sandbox: Sandbox, unit: Unit, options: DecodeOptions) -> Iterator[Page | Window | tuple[int, Failure]]:
+    """Every piece of the unit, in order, decoded or with the reason why not."""
     asset = Asset(unit.uri, unit.size, unit.etag)
-    page_nos = range(unit.first, unit.last + 1)
-    while page_nos:
+    numbers = range(unit.first, unit.last + 1)
+    while numbers:
         results = sandbox.iterate(
-            read_asset_pages, asset, page_nos, options.store, options.document, seconds=options.page_timeout_seconds
+            read_asset_pieces, asset, numbers, options.store, options.media, seconds=options.piece_timeout_seconds
         )
         try:
             for result in results:
-                page_no = result.facts.page_no if isinstance(result, Page) else result[0]
-                assert page_no == page_nos[0], f"page {page_no} of {unit.uri} came instead of {page_nos[0]}"
-                page_nos = page_nos[1:]
+                number = result[0] if isinstance(result, tuple) else result.facts.number
+                assert number == numbers[0], f"piece {number} of {unit.uri} came instead of {numbers[0]}"
+                numbers = numbers[1:]
                 yield result
-            assert not page_nos, f"pages {page_nos} of {unit.uri} never came"
+            assert not numbers, f"pieces {numbers} of {unit.uri} never came"
         except BadInput as error:
-            lost = page_nos[:1] if error.failure.code in _LOST_CHILD else page_nos
-            yield from ((page_no, error.failure) for page_no in lost)
-            page_nos = page_nos[len(lost) :]
+            lost = numbers[:1] if error.failure.code in _LOST_CHILD else numbers
+            yield from ((number, error.failure) for number in lost)
+            numbers = numbers[len(lost) :]

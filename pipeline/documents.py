@@ -42,6 +42,16 @@ class DocumentOptions:
         selected_pages(self.pages, 1)
 
     @property
+    def plan(self) -> str:
+        """In words, for --plan."""
+        return f"pages of {self.min_tokens:,} to {self.max_tokens:,} visual tokens"
+
+    @property
+    def bytes_per_token(self) -> int:
+        """Of the pixels that a visual token is made of."""
+        return 3 * self.pixel_multiple**2
+
+    @property
     def budget(self) -> PixelBudget:
         return PixelBudget(
             min_tokens=self.min_tokens,

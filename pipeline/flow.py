@@ -1,6 +1,7 @@
 """Survey, read, close: a whole job on one screen, and the only room that knows the order."""
 
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TextIO
@@ -9,17 +10,18 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import ray
 
-from model.processor import Processor
+from model.processor import Processor, checkpoint_folder
 from model.request import Sampling
 from pipeline.books import Books, FrozenSurvey
 from pipeline.close import close_shards
 from pipeline.decode import DecodeOptions
 from pipeline.documents import DocumentOptions
-from pipeline.job import ParseJob, answer_settings, job_record, resolve_model
+from pipeline.job import IndexJob, ParseJob, answer_settings, job_record, resolve_model
+from pipeline.kinds import DOCUMENT_KIND, VIDEO_KIND, Kind
 from pipeline.listing import list_inputs
 from pipeline.manifest import ClosedShard, Manifest, finished_manifest, make_manifest, reopen, write_manifest
 from pipeline.progress import Progress
-from pipeline.prompts import PagePrompt, page_prompt
+from pipeline.prompts import PagePrompt, VideoPrompt, page_prompt, video_prompt
 from pipeline.read import read_units
 from pipeline.replica import Engine, EngineLoader
 from pipeline.resources import Cluster, Resources
@@ -27,6 +29,7 @@ from pipeline.rows import Receipt, ReplicaLoad
 from pipeline.sink import SinkOptions
 from pipeline.store import Store
 from pipeline.survey import count_pages, cut_shards, cut_units, listing_table, open_assets
+from pipeline.video_windows import VideoOptions, video_options
 
 MAX_PASSES = 3  # over what is still missing; one is enough when nothing is lost
 
@@ -39,32 +42,32 @@ class Superseded(Exception):  # noqa: N818 - no error: somebody else goes on wit
 class Setup:
     """A job and what can be known of it before Ray is asked."""
 
-    job: ParseJob
+    job: ParseJob | IndexJob
+    kind: Kind
     books: Books
-    prompt: PagePrompt
-    document: DocumentOptions
+    prompt: PagePrompt | VideoPrompt
+    media: DocumentOptions | VideoOptions
     settings: dict[str, str]  # of the answers, by name
     listing: pa.Table | None  # the inputs in the shape of ASSETS; None when the survey is frozen already
     finished: Manifest | None  # of a job that is done
 
 
-def prepare(job: ParseJob) -> Setup:
+def prepare(job: ParseJob | IndexJob) -> Setup:
     """Checks the job against its checkpoint and what its output was begun with, and lists the inputs.
 
     Raises ValueError.
     """
-    prompt = page_prompt(job.prompt)
     processor = Processor.from_pretrained(resolve_model(job.model))
     processor.check_context(job.max_context or None, job.rope_scaling or None, job.longest_prompt_and_answer)
     processor.config.check_tensor_parallel(job.tensor_parallel)
-    document = DocumentOptions(
-        min_tokens=min(job.min_tokens_per_page, processor.max_image_tokens),
-        max_tokens=min(job.max_tokens_per_page, processor.max_image_tokens),
-        pixel_multiple=processor.pixel_multiple,
-        max_pages=job.max_pages,
-        passwords=job.password,
-        pages=job.pages,
-    )
+    prompt: PagePrompt | VideoPrompt
+    media: DocumentOptions | VideoOptions
+    if isinstance(job, IndexJob):
+        kind = VIDEO_KIND
+        prompt = video_prompt(job.prompt, job.query, job.question, checkpoint_folder(resolve_model(job.model)))
+        media = video_media(job, prompt, processor)
+    else:
+        kind, prompt, media = DOCUMENT_KIND, page_prompt(job.prompt), document_media(job, processor)
     settings = answer_settings(job, prompt)
     store = Store(job.store_options)
     books = Books(store, job.output)
@@ -75,7 +78,32 @@ def prepare(job: ParseJob) -> Setup:
         finished = finished_manifest(store, job.output, survey)
     except OSError as error:
         raise ValueError(f"output {job.output} cannot be used: {error}") from error
-    return Setup(job, books, prompt, document, settings, listing, finished)
+    return Setup(job, kind, books, prompt, media, settings, listing, finished)
+
+
+def document_media(job: ParseJob, processor: Processor) -> DocumentOptions:
+    return DocumentOptions(
+        min_tokens=min(job.min_tokens_per_page, processor.max_image_tokens),
+        max_tokens=min(job.max_tokens_per_page, processor.max_image_tokens),
+        pixel_multiple=processor.pixel_multiple,
+        max_pages=job.max_pages,
+        passwords=job.password,
+        pages=job.pages,
+    )
+
+
+def video_media(job: IndexJob, prompt: VideoPrompt, processor: Processor) -> VideoOptions:
+    if processor.video is None:
+        raise ValueError(f"model {job.model} has no video_preprocessor_config.json: it does not read videos")
+    return video_options(
+        processor.video,
+        fps=job.fps,
+        window_seconds=job.window_seconds,
+        overlap_seconds=job.overlap_seconds,
+        max_tokens_per_window=job.max_tokens_per_window,
+        pixel_multiple=processor.pixel_multiple,
+        prompts_per_window=len(prompt.instructions),
+    )
 
 
 def run(
@@ -105,7 +133,7 @@ def run(
             sink=sink_options(setup, epoch),
             resources=resources,
         )
-        loads |= follow(pipeline, setup, survey, epoch, survey.unit_pages - count_pages(missing), stream)
+        loads |= follow(pipeline, setup, survey, epoch, missing, stream)
         # The newest run owns the job: two that went on claiming would seal each other's epochs for ever.
         check_ownership(books, epoch)
     reopen(books.store, books.output)
@@ -127,15 +155,17 @@ def find_survey(setup: Setup, resources: Resources, stream: TextIO) -> FrozenSur
     progress = Progress("inputs", len(listing), stream)
     opened = []
     for assets in open_assets(
-        listing, job.store_options, setup.document, seconds=job.page_timeout_seconds, resources=resources
+        listing, job.store_options, setup.media, seconds=job.piece_timeout_seconds, resources=resources
     ):
         opened.append(assets)
         progress.add(len(assets), failed=filter(None, assets["error_code"].to_pylist()))
     progress.finish()
     table = pa.concat_tables(opened)
     assert sorted(table["order"].to_pylist()) == listing["order"].to_pylist(), "an input was lost, or came back twice"
-    bytes_per_token = 3 * setup.document.pixel_multiple**2
-    shards = ((assets, cut_units(assets, job.pages, bytes_per_token=bytes_per_token)) for assets in cut_shards(table))
+    bytes_per_token = setup.media.bytes_per_token
+    shards = (
+        (assets, cut_units(assets, job.piece_ranges, bytes_per_token=bytes_per_token)) for assets in cut_shards(table)
+    )
     return books.freeze_survey(epoch, shards)
 
 
@@ -150,17 +180,35 @@ def follow(
     setup: Setup,
     survey: FrozenSurvey,
     epoch: int,
-    done_before: int,
+    missing: pa.Table,
     stream: TextIO,
     *,
     seconds_between_checks: float = 30.0,
 ) -> dict[str, ReplicaLoad]:
     """Runs the reading pass and shows how far it is; what each replica did, by its id. Raises Superseded."""
-    progress = Progress("pages", survey.unit_pages, stream, done=done_before, failed=survey.failed)
+    left = Counter(missing["asset_id"].to_pylist())  # units of each asset that is not done
+    progress = Progress(
+        setup.kind.pieces,
+        survey.unit_pages,
+        stream,
+        done=survey.unit_pages - count_pages(missing),
+        failed=survey.failed,
+        assets=setup.kind.assets,
+        assets_total=survey.assets,
+        found=setup.kind.found,
+    )
     loads: dict[str, ReplicaLoad] = {}
     checked = time.monotonic()
     for receipt in receipts:
-        progress.add(receipt.pages, tokens=receipt.tokens_out, failed=receipt.failed)
+        left.subtract(receipt.asset_ids)
+        progress.add(
+            receipt.pieces,
+            tokens=receipt.tokens_out,
+            failed=receipt.failed,
+            found=receipt.found,
+            media_us=receipt.media_us,
+            assets_left=sum(units > 0 for units in left.values()),
+        )
         for load in receipt.loads:
             loads[load.replica_id] = max(load, loads.get(load.replica_id, load), key=lambda load: load.steps)
         if time.monotonic() - checked > seconds_between_checks:
@@ -180,27 +228,27 @@ def close(setup: Setup, survey: FrozenSurvey, sealed: pa.Table, stream: TextIO) 
     """Writes the tables."""
     progress = Progress("shards", survey.shards, stream)
     closed = []
-    for shard in close_shards(setup.job.store_options, setup.job.output, survey, sealed):
+    for shard in close_shards(setup.job.store_options, setup.job.output, survey, sealed, setup.kind):
         closed.append(shard)
         progress.add(1)
     progress.finish()
     assert len(closed) == survey.shards, f"{len(closed)} shards came back from {survey.shards}"
-    documents, pages = sum(shard.documents.total for shard in closed), sum(shard.pages.total for shard in closed)
-    assert (documents, pages) == (survey.assets, survey.pages), f"{documents} documents and {pages} pages: not {survey}"
+    assets, pieces = sum(shard.assets.total for shard in closed), sum(shard.pieces.total for shard in closed)
+    assert (assets, pieces) == (survey.assets, survey.pages), f"{assets} inputs and {pieces} pieces: not {survey}"
     return closed
 
 
 def decode_options(setup: Setup, resources: Resources) -> DecodeOptions:
     return DecodeOptions(
         store=setup.job.store_options,
-        document=setup.document,
+        media=setup.media,
         model=setup.job.model,
-        instruction=setup.prompt.instruction,
+        instructions=setup.prompt.instructions,
         sampling=Sampling(
             max_new_tokens=setup.job.max_new_tokens, max_reasoning_tokens=setup.job.max_reasoning_tokens or None
         ),
         memory_bytes=resources.child_memory_bytes,
-        page_timeout_seconds=setup.job.page_timeout_seconds,
+        piece_timeout_seconds=setup.job.piece_timeout_seconds,
     )
 
 
@@ -223,7 +271,8 @@ def sink_options(setup: Setup, epoch: int) -> SinkOptions:
         store=setup.job.store_options,
         output=setup.job.output,
         epoch=epoch,
-        output_format=setup.prompt.output,
+        kind=setup.kind,
+        prompt=setup.prompt,
         keep_raw=setup.job.keep_raw,
     )
 

@@ -9,11 +9,12 @@ from typing import Any
 
 from model.processor import checkpoint_folder
 from pipeline.documents import selected_pages
-from pipeline.prompts import PagePrompt
+from pipeline.prompts import PagePrompt, VideoPrompt
 from pipeline.store import StoreOptions
 
 SCHEMA_VERSION = 1  # of the tables and of _job.json
 CHECKOUT = Path(__file__).resolve().parents[1]
+WINDOW_TOKENS = 12_288  # the most visual tokens the official checkpoints take of a video when nobody says how many
 INSTRUCTION_TOKENS = 1024  # a generous bound of what stands in a prompt beside the page
 SAMPLE_BYTES = 2**20
 MAX_SAMPLES = 64
@@ -25,8 +26,8 @@ def _option(default: Any, help: str) -> Any:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ParseJob:
-    """Documents in, tables out. The names are those of the flags and of the YAML keys.
+class Job:
+    """What jobs have in common. The names are those of the flags and of the YAML keys.
 
     Raises ValueError that names the value and what to give instead.
     """
@@ -37,15 +38,7 @@ class ParseJob:
     output: str = field(metadata={"help": "a folder or s3://bucket/prefix for the tables; run again to resume"})
 
     model: str = _option("model/demo", "checkpoint: a folder, or a hub id such as Qwen/Qwen3-VL-8B-Instruct")
-    prompt: str = _option("markdown", "markdown, html (blocks with boxes), text, or a file with your own instruction")
-    pages: str = _option("", "only these pages of each document, such as 1-3,7,20-; the others become rows 'skipped'")
-    max_pages: int = _option(10_000, "documents with more pages fail as too_many_pages")
-    password: tuple[str, ...] = _option((), "password to try on encrypted documents; may be given several times")
-    min_tokens_per_page: int = _option(256, "least visual tokens a page is rendered to (one token is 32 x 32 pixels)")
-    max_tokens_per_page: int = _option(
-        2048, "most visual tokens a page is rendered to: more reads smaller print, slower"
-    )
-    max_new_tokens: int = _option(4096, "longest answer for a page; longer pages become 'truncated'")
+    max_new_tokens: int = _option(4096, "longest answer for a page or window; longer ones become 'truncated'")
     max_reasoning_tokens: int = _option(
         0, "most tokens of it that a thinking model may reason before it has to answer; 0: no limit of its own"
     )
@@ -61,13 +54,12 @@ class ParseJob:
     device: str = _option("auto", "cpu, cuda, or auto: cuda when the cluster has GPUs")
     replicas: str = _option("1", "how many copies of the model: N, or MIN,MAX to let Ray Data choose")
     tensor_parallel: int = _option(1, "GPUs of each replica, over which the model is spread; on cpu: processes")
-    batch_size: int = _option(0, "pages a replica works on at once; 0: 64 on cuda, 8 on cpu")
+    batch_size: int = _option(0, "prompts a replica works on at once; 0: 64 on cuda, 8 on cpu")
     tokens_per_second: float = _option(
         0.0, "visual tokens a replica reads each second, for the time --plan tells; 0: assume"
     )
-    decoders: int = _option(0, "processes that render pages; 0: what the CPUs allow")
-    decoder_memory_mb: int = _option(2048, "memory of each decoder; a page that needs more fails as render_oom")
-    page_timeout_seconds: float = _option(60.0, "longest time to open a document or to render a page")
+    decoders: int = _option(0, "processes that render pages or decode videos; 0: what the CPUs allow")
+    decoder_memory_mb: int = _option(2048, "memory of each decoder; what needs more fails as render_oom")
 
     max_failure_rate: float = _option(1.0, "exit 1 when more than this share of the inputs failed (0 to 1)")
     endpoint_url: str | None = _option(None, "S3 endpoint, when it is not AWS's")
@@ -75,14 +67,12 @@ class ParseJob:
     region: str | None = _option(None, "AWS region")
 
     def __post_init__(self) -> None:
-        for name in ("max_pages", "min_tokens_per_page", "max_new_tokens", "tensor_parallel"):
+        for name in ("max_new_tokens", "tensor_parallel"):
             _require(getattr(self, name) >= 1, f"{name} must be at least 1, not {getattr(self, name)}")
         for name in ("batch_size", "decoders", "max_reasoning_tokens", "max_context", "rope_scaling"):
             _require(getattr(self, name) >= 0, f"{name} must be 0 (automatic) or more, not {getattr(self, name)}")
         _require(bool(self.input), "input must name a folder, file, glob, bucket or manifest; it is empty")
         _require(bool(self.output), "output must name a folder or s3://bucket/prefix; it is empty")
-        low, high = self.min_tokens_per_page, self.max_tokens_per_page
-        _require(low <= high, f"max_tokens_per_page is {high}: it must not be below min_tokens_per_page, {low}")
         _require(self.dtype in DTYPES, f"dtype must be one of {', '.join(DTYPES)}, not {self.dtype!r}")
         for name in ("quantization", "kv_cache_dtype"):
             _require(
@@ -93,11 +83,8 @@ class ParseJob:
             self.decoder_memory_mb >= 1024, f"decoder_memory_mb must be at least 1024, not {self.decoder_memory_mb}"
         )
         _require(self.tokens_per_second >= 0, f"tokens_per_second must be 0 or more, not {self.tokens_per_second}")
-        _require(
-            self.page_timeout_seconds > 0, f"page_timeout_seconds must be more than 0, not {self.page_timeout_seconds}"
-        )
         _require(0 <= self.max_failure_rate <= 1, f"max_failure_rate must lie in 0 to 1, not {self.max_failure_rate}")
-        selected_pages(self.pages, 1)
+        self.store_options  # noqa: B018 - raises when it cannot be
         self.replica_range  # noqa: B018 - raises when it cannot be read
 
     @property
@@ -106,8 +93,8 @@ class ParseJob:
 
     @property
     def longest_prompt_and_answer(self) -> int:
-        """Tokens that a page, or a tile of one, and its answer may take, the instruction included."""
-        return self.max_tokens_per_page + self.max_new_tokens + INSTRUCTION_TOKENS
+        """Tokens that a page or window and its answer may take, the instruction included."""
+        raise NotImplementedError
 
     @property
     def replica_range(self) -> tuple[int, int]:
@@ -116,6 +103,100 @@ class ParseJob:
         low, high = (int(match[1]), int(match[2] or match[1])) if match else (0, 0)
         _require(1 <= low <= high, f"replicas must be N or MIN,MAX with 1 <= MIN <= MAX, not {self.replicas!r}")
         return low, high
+
+    @property
+    def piece_ranges(self) -> str:
+        """Which pieces of each asset are wanted; "" is all."""
+        return ""
+
+    @property
+    def piece_timeout_seconds(self) -> float:
+        raise NotImplementedError
+
+    @property
+    def answer_fields(self) -> tuple[str, ...]:
+        """What the rows depend on; the rest only decides how fast and where they are made."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ParseJob(Job):
+    """Documents in, tables out."""
+
+    prompt: str = _option("markdown", "markdown, html (blocks with boxes), text, or a file with your own instruction")
+    pages: str = _option("", "only these pages of each document, such as 1-3,7,20-; the others become rows 'skipped'")
+    max_pages: int = _option(10_000, "documents with more pages fail as too_many_pages")
+    password: tuple[str, ...] = _option((), "password to try on encrypted documents; may be given several times")
+    min_tokens_per_page: int = _option(256, "least visual tokens a page is rendered to (one token is 32 x 32 pixels)")
+    max_tokens_per_page: int = _option(
+        2048, "most visual tokens a page is rendered to: more reads smaller print, slower"
+    )
+    page_timeout_seconds: float = _option(60.0, "longest time to open a document or to render a page")
+
+    def __post_init__(self) -> None:
+        Job.__post_init__(self)  # super() knows no dataclass with slots
+        for name in ("max_pages", "min_tokens_per_page"):
+            _require(getattr(self, name) >= 1, f"{name} must be at least 1, not {getattr(self, name)}")
+        low, high = self.min_tokens_per_page, self.max_tokens_per_page
+        _require(low <= high, f"max_tokens_per_page is {high}: it must not be below min_tokens_per_page, {low}")
+        _require(
+            self.page_timeout_seconds > 0, f"page_timeout_seconds must be more than 0, not {self.page_timeout_seconds}"
+        )
+        selected_pages(self.pages, 1)
+
+    @property
+    def longest_prompt_and_answer(self) -> int:
+        return self.max_tokens_per_page + self.max_new_tokens + INSTRUCTION_TOKENS
+
+    @property
+    def piece_ranges(self) -> str:
+        return self.pages
+
+    @property
+    def piece_timeout_seconds(self) -> float:
+        return self.page_timeout_seconds
+
+    @property
+    def answer_fields(self) -> tuple[str, ...]:
+        return ANSWER_FIELDS
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class IndexJob(Job):
+    """Videos in, an index of events out."""
+
+    prompt: str = _option("events", "events (everything that happens), or a file with your own instruction")
+    query: tuple[str, ...] = _option((), "index only when this happens; may be given several times")
+    question: str = _option("", "answer this about each window, in windows.answer, instead of indexing events")
+    fps: float = _option(0.0, "frames sampled each second; 0: as the checkpoint wants, mostly 2")
+    window_seconds: float = _option(0.0, "length of a window; 0: 60, or less where the checkpoint takes fewer frames")
+    overlap_seconds: float = _option(-1.0, "what a window shares with the next; -1: a sixth of its length")
+    max_tokens_per_window: int = _option(
+        0, "most visual tokens of a window: less makes its frames smaller; 0: as the checkpoint wants"
+    )
+    window_timeout_seconds: float = _option(600.0, "longest time to open a video or to decode a window")
+
+    def __post_init__(self) -> None:
+        Job.__post_init__(self)
+        for name in ("fps", "window_seconds", "max_tokens_per_window"):
+            _require(getattr(self, name) >= 0, f"{name} must be 0 (automatic) or more, not {getattr(self, name)}")
+        _require(
+            self.window_timeout_seconds > 0,
+            f"window_timeout_seconds must be more than 0, not {self.window_timeout_seconds}",
+        )
+
+    @property
+    def longest_prompt_and_answer(self) -> int:
+        visual = self.max_tokens_per_window or WINDOW_TOKENS
+        return 2 * visual + self.max_new_tokens + INSTRUCTION_TOKENS  # times and borders of frames are never more
+
+    @property
+    def piece_timeout_seconds(self) -> float:
+        return self.window_timeout_seconds
+
+    @property
+    def answer_fields(self) -> tuple[str, ...]:
+        return INDEX_ANSWER_FIELDS
 
 
 DTYPES = ("auto", "float32", "bfloat16")
@@ -135,6 +216,22 @@ ANSWER_FIELDS = (
     "rope_scaling",
     "keep_raw",
 )
+INDEX_ANSWER_FIELDS = (
+    "query",
+    "question",
+    "fps",
+    "window_seconds",
+    "overlap_seconds",
+    "max_tokens_per_window",
+    "max_new_tokens",
+    "max_reasoning_tokens",
+    "dtype",
+    "quantization",
+    "kv_cache_dtype",
+    "max_context",
+    "rope_scaling",
+    "keep_raw",
+)
 
 
 def resolve_model(model: str) -> str:
@@ -142,15 +239,15 @@ def resolve_model(model: str) -> str:
     return str(CHECKOUT / model) if (CHECKOUT / model).is_dir() else model
 
 
-def answer_settings(job: ParseJob, prompt: PagePrompt) -> dict[str, str]:
+def answer_settings(job: ParseJob | IndexJob, prompt: PagePrompt | VideoPrompt) -> dict[str, str]:
     """Everything the answers depend on, by name, as text: two jobs with equal settings write equal rows."""
     return {
         "model": job.model,
         "model_fingerprint": fingerprint(checkpoint_folder(resolve_model(job.model))),
         "prompt": job.prompt,
-        "instruction": prompt.instruction,
+        "instruction": "\n".join(prompt.instructions),
         "output_format": prompt.output,
-        **{name: str(getattr(job, name)) for name in ANSWER_FIELDS},
+        **{name: str(getattr(job, name)) for name in job.answer_fields},
     }
 
 
@@ -159,15 +256,15 @@ def config_hash(settings: dict[str, str]) -> str:
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def job_record(job: ParseJob, settings: dict[str, str]) -> dict[str, str]:
+def job_record(job: Job, settings: dict[str, str]) -> dict[str, str]:
     """What an output folder belongs to: the input and the settings of the answers. Nothing secret."""
     return {"schema_version": str(SCHEMA_VERSION), "input": job.input, "config_hash": config_hash(settings), **settings}
 
 
-def redacted(job: ParseJob) -> dict[str, Any]:
+def redacted(job: Job) -> dict[str, Any]:
     """The job for _job.json and logs: how many passwords, never which."""
     shown = {option.name: getattr(job, option.name) for option in fields(job)}
-    return shown | {"password": f"{len(job.password)} given"}
+    return shown | {"password": f"{len(shown['password'])} given"} if "password" in shown else shown
 
 
 def fingerprint(folder: Path) -> str:

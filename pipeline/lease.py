@@ -92,6 +92,8 @@ def _take(store: Store, output: str, holder: Holder, *, take_over: bool, expiry_
     """The uri of a lease of our own, once the newest one is free."""
     while True:
         newest = max((asset.uri for asset in store.list(join(output, "_job", "leases"))), default=None)
+        if newest and _read(store, newest) == holder:
+            return newest  # it was written, and the answer was lost
         if newest and not take_over and is_alive(store, newest, expiry_seconds):
             other = _read(store, newest)
             raise Occupied(

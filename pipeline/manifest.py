@@ -9,7 +9,7 @@ from importlib.metadata import version
 from typing import Any
 
 from pipeline.books import FrozenSurvey
-from pipeline.job import CHECKOUT, SCHEMA_VERSION, ParseJob, config_hash, redacted
+from pipeline.job import CHECKOUT, SCHEMA_VERSION, Job, config_hash, redacted
 from pipeline.rows import ReplicaLoad
 from pipeline.store import Store, join
 
@@ -41,9 +41,9 @@ class ClosedShard:
     """What one shard brought to the tables, counted in the files as they were written."""
 
     tables: tuple[TableFile, ...]
-    documents: Counts
-    pages: Counts
-    blocks: int
+    assets: Counts
+    pieces: Counts
+    found: int  # blocks or events
     tokens_in: int
     tokens_out: int
 
@@ -55,9 +55,9 @@ class Manifest:
     config_hash: str
     config: Mapping[str, Any]
     versions: Mapping[str, str]
-    documents: Counts
-    pages: Counts
-    blocks: int
+    assets: Counts
+    pieces: Counts
+    found: int  # blocks or events
     tokens_in: int
     tokens_out: int
     wall_seconds: float  # of the run that finished the job
@@ -67,11 +67,11 @@ class Manifest:
     @property
     def failure_rate(self) -> float:
         """Share of the inputs that failed altogether."""
-        return self.documents.by_status.get("failed", 0) / max(1, self.documents.total)
+        return self.assets.by_status.get("failed", 0) / max(1, self.assets.total)
 
 
 def make_manifest(
-    job: ParseJob,
+    job: Job,
     settings: dict[str, str],
     survey: FrozenSurvey,
     shards: Sequence[ClosedShard],
@@ -87,9 +87,9 @@ def make_manifest(
         config_hash=config_hash(settings),
         config=settings | redacted(job),
         versions=versions(),
-        documents=_sum_counts([shard.documents for shard in shards]),
-        pages=_sum_counts([shard.pages for shard in shards]),
-        blocks=sum(shard.blocks for shard in shards),
+        assets=_sum_counts([shard.assets for shard in shards]),
+        pieces=_sum_counts([shard.pieces for shard in shards]),
+        found=sum(shard.found for shard in shards),
         tokens_in=sum(shard.tokens_in for shard in shards),
         tokens_out=sum(shard.tokens_out for shard in shards),
         wall_seconds=wall_seconds,
@@ -120,14 +120,14 @@ def read_manifest(store: Store, output: str) -> Manifest | None:
     if not store.exists(join(output, "_job.json")):
         return None
     fields = json.loads(store.read(join(output, "_job.json")))
-    counted = {name: Counts(**fields[name]) for name in ("documents", "pages")}
+    counted = {name: Counts(**fields[name]) for name in ("assets", "pieces")}
     return Manifest(**fields | counted | {"tables": tuple(TableFile(**file) for file in fields["tables"])})
 
 
 def versions() -> dict[str, str]:
     """Of what the rows were made with."""
     own = tomllib.loads((CHECKOUT / "pyproject.toml").read_text())["project"]["version"]
-    names = ("torch", "transformers", "ray", "pyarrow", "pypdfium2", "pillow")
+    names = ("torch", "transformers", "ray", "pyarrow", "pypdfium2", "pillow", "av")
     return {"pagereel": own} | {name: version(name) for name in names}
 
 

@@ -8,6 +8,7 @@ from types import MappingProxyType
 from typing import TextIO
 
 from pipeline.books import FrozenSurvey
+from pipeline.kinds import Kind
 from pipeline.manifest import Counts, Manifest
 
 SECONDS_BETWEEN_LINES = 10.0
@@ -52,6 +53,12 @@ class Tally:
     done_before: int = 0  # of `done`, by earlier runs: no measure of this one's speed
     tokens: int = 0  # generated in this run
     failed: Mapping[str, int] = field(default_factory=dict)  # by error code
+    assets: str = ""  # what the pieces belong to: documents, videos; "" when that is not followed
+    assets_done: int = 0
+    assets_total: int = 0
+    found: str = ""  # what is found in the pieces
+    found_count: int = 0  # in this run
+    media_seconds: float = 0.0  # of video, in this run
 
 
 def progress_line(tally: Tally) -> str:
@@ -62,6 +69,12 @@ def progress_line(tally: Tally) -> str:
         f"{tally.unit} {tally.done:,}/{tally.total:,} ({share:.1f} %)",
         f"{rate(made, tally.seconds)} {tally.unit}/s",
     ]
+    if tally.assets:
+        parts.insert(1, f"{tally.assets} {tally.assets_done:,}/{tally.assets_total:,}")
+    if tally.media_seconds:
+        parts.append(f"{tally.media_seconds / 3600:,.2f} h of video, {rate(tally.media_seconds, tally.seconds)} h/h")
+    if tally.found_count:
+        parts.append(f"{tally.found_count:,} {tally.found}")
     if tally.tokens:
         parts.append(f"{rate(tally.tokens, tally.seconds)} tok/s")
     if tally.failed:
@@ -75,19 +88,46 @@ class Progress:
     """Counts a pass and shows how far it is: in place on a terminal, otherwise as a line every ten seconds."""
 
     def __init__(
-        self, unit: str, total: int, stream: TextIO, *, done: int = 0, failed: Mapping[str, int] = MappingProxyType({})
+        self,
+        unit: str,
+        total: int,
+        stream: TextIO,
+        *,
+        done: int = 0,
+        failed: Mapping[str, int] = MappingProxyType({}),
+        assets: str = "",
+        assets_total: int = 0,
+        found: str = "",
     ) -> None:
-        """`done` and `failed` (by error code) are there before the pass begins."""
+        """`done` and `failed` (by error code) are there before the pass begins; `assets` and `found` say what the
+        pieces belong to and what is found in them."""
         self._stream = stream
         self._in_place = stream.isatty()
         self._interval = SECONDS_BETWEEN_UPDATES if self._in_place else SECONDS_BETWEEN_LINES
-        self._tally = Tally(unit=unit, done=done, total=total, done_before=done)
+        self._tally = Tally(
+            unit=unit,
+            done=done,
+            total=total,
+            done_before=done,
+            assets=assets,
+            assets_total=assets_total,
+            found=found,
+        )
         self._failed = Counter(failed)
         self._began = self._shown_at = time.monotonic()
         self._shown = ""
 
-    def add(self, done: int, *, tokens: int = 0, failed: Iterable[str] = ()) -> None:
-        """`failed`: an error code for each failure."""
+    def add(
+        self,
+        done: int,
+        *,
+        tokens: int = 0,
+        failed: Iterable[str] = (),
+        found: int = 0,
+        media_us: int = 0,
+        assets_left: int = 0,
+    ) -> None:
+        """`failed`: an error code for each failure; `assets_left`: of all, not yet done."""
         self._failed.update(failed)
         self._tally = replace(
             self._tally,
@@ -95,6 +135,9 @@ class Progress:
             tokens=self._tally.tokens + tokens,
             seconds=time.monotonic() - self._began,
             failed=self._failed,
+            found_count=self._tally.found_count + found,
+            media_seconds=self._tally.media_seconds + media_us / 1_000_000,
+            assets_done=self._tally.assets_total - assets_left,
         )
         if time.monotonic() - self._shown_at >= self._interval:
             self._show()
@@ -114,31 +157,31 @@ class Progress:
         self._shown = line
 
 
-def plan_text(survey: FrozenSurvey, tokens_per_second: float, basis: str) -> str:
-    """What --plan shows. `tokens_per_second`: visual tokens that all replicas together read; `basis`: where from."""
+def plan_text(survey: FrozenSurvey, pieces: str, tokens_per_second: float, basis: str, plan: str = "") -> str:
+    """What --plan shows. `tokens_per_second`: visual tokens that all replicas together read; `basis`: where from;
+    `pieces`: what inputs are cut into, and the `plan` how."""
     readable = survey.assets - sum(survey.failed.values())
     lines = [
         f"inputs   {survey.assets:,}: {readable:,} can be read, {failures(survey.failed)}",
-        f"pages    {survey.unit_pages:,} to read of {survey.pages:,}, in {survey.units:,} units",
+        f"{pieces:<8} {survey.unit_pages:,} to read of {survey.pages:,}, in {survey.units:,} units",
         f"tokens   {survey.unit_tokens:,} visual tokens",
         f"time     about {duration(survey.unit_tokens / tokens_per_second)} at {tokens_per_second:,.0f} visual tokens/s"
         f" ({basis})",
     ]
-    return "\n".join(lines)
+    return "\n".join([*lines, f"plan     {plan}"] if plan else lines)
 
 
-def summary_text(manifest: Manifest, output: str) -> str:
+def summary_text(manifest: Manifest, kind: Kind, output: str) -> str:
     """What is said at the end: the counts of the tables, and how to look at them."""
-    documents, pages = manifest.documents, manifest.pages
     lines = [
-        f"documents  {_counts(documents)}",
-        f"pages      {_counts(pages)}",
-        f"blocks     {manifest.blocks:,}",
+        f"{kind.assets:<10} {_counts(manifest.assets)}",
+        f"{kind.pieces:<10} {_counts(manifest.pieces)}",
+        f"{kind.found:<10} {manifest.found:,}",
         f"tokens     {manifest.tokens_in:,} in, {manifest.tokens_out:,} out",
         f"time       {duration(manifest.wall_seconds)}; engines' batches {100 * manifest.occupancy:.0f} % full",
         f"output     {output}",
         "look at it with",
-        f"  python -c \"import pyarrow.parquet as pq; print(pq.read_table('{output}/documents').to_pandas())\"",
+        f"  python -c \"import pyarrow.parquet as pq; print(pq.read_table('{output}/{kind.assets}').to_pandas())\"",
     ]
     return "\n".join(lines)
 

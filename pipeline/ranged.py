@@ -5,7 +5,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any
 
-CHUNK_BYTES = 4 << 20  # fetched at once
+CHUNK_BYTES = 4 << 20  # fetched at once, when nothing else is said
 CHUNKS_KEPT = 4  # the end (where a PDF's table of contents lies), the start, and where reading goes on
 
 
@@ -15,9 +15,11 @@ class RangedFile(io.RawIOBase):
     What `fetch` raises, reading raises. Wrap it in io.BufferedReader for small reads and for threads.
     """
 
-    def __init__(self, size: int, fetch: Callable[[int, int], bytes]) -> None:
+    def __init__(self, size: int, fetch: Callable[[int, int], bytes], *, chunk_bytes: int = CHUNK_BYTES) -> None:
         self._size = size
         self._fetch = fetch
+        self._chunk_bytes = chunk_bytes
+        self._chunks_kept = CHUNKS_KEPT * CHUNK_BYTES // chunk_bytes
         self._position = 0
         self._chunks: OrderedDict[int, bytes] = OrderedDict()
 
@@ -40,14 +42,14 @@ class RangedFile(io.RawIOBase):
     def readinto(self, buffer: Any) -> int:
         if self._position >= self._size:
             return 0
-        index, within = divmod(self._position, CHUNK_BYTES)
+        index, within = divmod(self._position, self._chunk_bytes)
         piece = memoryview(self._chunk(index))[within : within + len(buffer)]
         buffer[: len(piece)] = piece
         self._position += len(piece)
         return len(piece)
 
     def readall(self) -> bytes:
-        if self._size <= CHUNK_BYTES or self._position >= self._size:
+        if self._size <= self._chunk_bytes or self._position >= self._size:
             return super().readall()  # of the one chunk, which is often here already
         data = self._fetch(self._position, self._size)
         self._position = self._size
@@ -55,9 +57,9 @@ class RangedFile(io.RawIOBase):
 
     def _chunk(self, index: int) -> bytes:
         if index not in self._chunks:
-            start = index * CHUNK_BYTES
-            self._chunks[index] = self._fetch(start, min(start + CHUNK_BYTES, self._size))
+            start = index * self._chunk_bytes
+            self._chunks[index] = self._fetch(start, min(start + self._chunk_bytes, self._size))
         self._chunks.move_to_end(index)
-        if len(self._chunks) > CHUNKS_KEPT:
+        if len(self._chunks) > self._chunks_kept:
             self._chunks.popitem(last=False)
         return self._chunks[index]

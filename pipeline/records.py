@@ -81,6 +81,12 @@ class DocumentStatus(StrEnum):
     FAILED = "failed"  # it could not be opened, or no page could be read
 
 
+class WindowStatus(StrEnum):
+    OK = "ok"
+    TRUNCATED = "truncated"  # the answer reached max_new_tokens
+    FAILED = "failed"
+
+
 class PageStatus(StrEnum):
     OK = "ok"
     BLANK = "blank"  # recognised before the model: nothing to read
@@ -238,6 +244,18 @@ class PageRow:
     raw_output: str  # what the model wrote, when the job keeps it; otherwise ""
     blocks: tuple[Block, ...]
 
+    @property
+    def number(self) -> int:
+        return self.page_no
+
+    @property
+    def found(self) -> int:
+        return len(self.blocks)
+
+    @property
+    def media_us(self) -> int:
+        return 0
+
 
 @dataclass(frozen=True, slots=True)
 class WindowSpan:
@@ -295,6 +313,50 @@ class ParsedEvents:
 
     events: tuple[WindowEvent, ...]
     flags: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class WindowRow:
+    """One row of the windows table, with its events."""
+
+    video_id: str
+    window_no: int
+    status: WindowStatus
+    failure: Failure | None
+    flags: tuple[str, ...]
+    start_us: int
+    end_us: int
+    core_end_us: int
+    origin_us: int
+    frame_us: tuple[int, ...]
+    width: int
+    height: int
+    decode_errors: int
+    corrupt_frames: int
+    answer: str  # of prompts that do not ask for events
+    finish_reason: str  # "" when the model was not asked
+    mean_logprob: float
+    min_logprob: float
+    tokens_in: int
+    tokens_out: int
+    decode_ms: float
+    queue_ms: float
+    infer_ms: float
+    raw_output: str
+    events: tuple[WindowEvent, ...]
+
+    @property
+    def number(self) -> int:
+        return self.window_no
+
+    @property
+    def found(self) -> int:
+        return len(self.events)
+
+    @property
+    def media_us(self) -> int:
+        """Time that only this window stands for."""
+        return self.core_end_us - self.start_us
 
 
 @dataclass(frozen=True, slots=True)

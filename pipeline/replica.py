@@ -17,7 +17,7 @@ import ray
 from model.request import Completion, Prompt
 from pipeline.job import resolve_model
 from pipeline.records import ErrorCode, Failure, Stage
-from pipeline.rows import AnsweredPage, AnsweredUnit, DecodedPage, DecodedUnit, ReplicaLoad, Row
+from pipeline.rows import AnsweredPiece, AnsweredUnit, DecodedPiece, DecodedUnit, ReplicaLoad, Row
 from pipeline.suspects import Suspects, Verdict
 
 logger = logging.getLogger(__name__)
@@ -155,34 +155,34 @@ class Replica:
         unit_id = decoded.unit.unit_id
         verdict = await self._suspects.begin(self._actor_id, unit_id)
         if verdict.alone:
-            pages, failures = await self._answer_alone(decoded, verdict)
+            pieces, failures = await self._answer_alone(decoded, verdict)
         else:
             async with self._gate.together():
-                pages, failures = await asyncio.gather(*(self._answer(page) for page in decoded.pages)), []
+                pieces, failures = await asyncio.gather(*(self._answer(piece) for piece in decoded.pieces)), []
         await self._suspects.end(self._actor_id, unit_id)
         stats = self._engine.stats
         load = ReplicaLoad(self._replica_id, stats.steps, stats.occupancy)
-        return AnsweredUnit(decoded.unit, tuple(pages), (*decoded.failures, *failures), load).to_row()
+        return AnsweredUnit(decoded.unit, tuple(pieces), (*decoded.failures, *failures), load).to_row()
 
     async def _answer_alone(
         self, decoded: DecodedUnit, verdict: Verdict
-    ) -> tuple[list[AnsweredPage], list[tuple[int, Failure]]]:
-        """The pages of a suspect, one by one with nothing beside them; the convicted ones as failures."""
-        pages, failures = [], []
+    ) -> tuple[list[AnsweredPiece], list[tuple[int, Failure]]]:
+        """The pieces of a suspect, one by one with nothing beside them; the convicted ones as failures."""
+        pieces, failures = [], []
         async with self._gate.alone():
-            for page in decoded.pages:
-                page_no = page.facts.page_no
-                if deaths := verdict.convicted.get(page_no):
-                    message = f"{deaths} engines died while they read this page, the last one of nothing else"
-                    failures.append((page_no, Failure(Stage.INFER, ErrorCode.INFER_CRASH, message, deaths)))
+            for piece in decoded.pieces:
+                number = piece.facts.number
+                if deaths := verdict.convicted.get(number):
+                    message = f"{deaths} engines died while they read this one, the last one of nothing else"
+                    failures.append((number, Failure(Stage.INFER, ErrorCode.INFER_CRASH, message, deaths)))
                     continue
-                await self._suspects.begin_page(self._actor_id, decoded.unit.unit_id, page_no)
-                pages.append(await self._answer(page))
-        return pages, failures
+                await self._suspects.begin_page(self._actor_id, decoded.unit.unit_id, number)
+                pieces.append(await self._answer(piece))
+        return pieces, failures
 
-    async def _answer(self, page: DecodedPage) -> AnsweredPage:
-        futures = [asyncio.wrap_future(self._thread.submit(prompt)) for prompt in page.prompts]
+    async def _answer(self, piece: DecodedPiece) -> AnsweredPiece:
+        futures = [asyncio.wrap_future(self._thread.submit(prompt)) for prompt in piece.prompts]
         answers = tuple(await asyncio.gather(*futures))
-        for prompt, answer in zip(page.prompts, answers, strict=True):
+        for prompt, answer in zip(piece.prompts, answers, strict=True):
             assert isinstance(answer, Failure) or answer.key == prompt.key, f"{prompt.key} got {answer}"
-        return AnsweredPage(page.facts, answers)
+        return AnsweredPiece(piece.facts, answers)

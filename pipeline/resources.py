@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from pipeline.job import ParseJob
+from pipeline.job import Job
 
 REPLICA_CPUS_CUDA = 1.0  # for each GPU the thread that feeds it
 WRITER_CPUS = 0.25
@@ -47,7 +47,7 @@ class Resources:
         return max(2, round(CALLS_OVER_SLOTS * self.batch_size / max(1.0, prompts_per_call)))
 
 
-def allocate(job: ParseJob, cluster: Cluster) -> Resources:
+def allocate(job: Job, cluster: Cluster) -> Resources:
     """Raises ValueError, with what to change, when the job cannot fit."""
     device = job.device if job.device != "auto" else "cuda" if cluster.gpus >= 1 else "cpu"
     fewest, most = job.replica_range
@@ -92,7 +92,7 @@ def allocate(job: ParseJob, cluster: Cluster) -> Resources:
     )
 
 
-def reading_speed(job: ParseJob, resources: Resources) -> tuple[float, str]:
+def reading_speed(job: Job, resources: Resources) -> tuple[float, str]:
     """Visual tokens that all replicas read each second, and where the figure comes from."""
     replicas = resources.replicas[1]
     each = job.tokens_per_second or ASSUMED_TOKENS_PER_SECOND[resources.device]

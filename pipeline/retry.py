@@ -41,14 +41,14 @@ def begin_retry(setup: Setup, codes: Collection[str], resources: Resources, stre
     reopened = _reopen(setup, survey, failed, codes, resources, stream)
     if not reopened and not any(map(len, failed)):
         return None
-    bytes_per_token = 3 * setup.document.pixel_multiple**2
+    bytes_per_token = setup.media.bytes_per_token
     shards = (
         retried_shard(
             books.survey_assets(survey, shard),
             books.survey_units(survey, shard),
             failed[shard],
             reopened,
-            pages=setup.job.pages,
+            pages=setup.job.piece_ranges,
             bytes_per_token=bytes_per_token,
         )
         for shard in range(survey.shards)
@@ -132,7 +132,7 @@ def _reopen(
     progress = Progress("inputs", len(waiting), stream)
     listing = pa.Table.from_pylist(waiting, schema=ASSETS)
     opened = open_assets(
-        listing, setup.job.store_options, setup.document, seconds=setup.job.page_timeout_seconds, resources=resources
+        listing, setup.job.store_options, setup.media, seconds=setup.job.piece_timeout_seconds, resources=resources
     )
     for block in opened:
         for row in block.to_pylist():

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from model.request import Completion, Prompt
-from pipeline.records import Failure, PageFacts, Unit
+from pipeline.records import Failure, PageFacts, Unit, WindowFacts
 
 Row = dict[str, Any]
 MAX_ROW_BYTES = 32 * 2**20
@@ -26,31 +26,31 @@ def unit_from_row(row: Row) -> Unit:
 
 
 @dataclass(frozen=True, slots=True)
-class DecodedPage:
-    """A rendered page and one prompt for each of its tiles; a blank page has none."""
+class DecodedPiece:
+    """A rendered page with one prompt for each of its tiles (a blank page has none), or a decoded window of a video."""
 
-    facts: PageFacts
+    facts: PageFacts | WindowFacts
     prompts: tuple[Prompt, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class DecodedUnit:
     unit: Unit
-    pages: tuple[DecodedPage, ...]
-    failures: tuple[tuple[int, Failure], ...]  # page_no and why it could not be rendered
+    pieces: tuple[DecodedPiece, ...]
+    failures: tuple[tuple[int, Failure], ...]  # number of a piece and why it could not be decoded
 
     def to_row(self) -> Row:
         """unit_id, `patches` uint8 [P, C] of all prompts one after the other, and the rest as bytes."""
-        prompts = [prompt for page in self.pages for prompt in page.prompts]
+        prompts = [prompt for piece in self.pieces for prompt in piece.prompts]
         patches = [prompt.patches_PC for prompt in prompts]
         light = tuple(
-            replace(page, prompts=tuple(replace(prompt, patches_PC=prompt.patches_PC[:0]) for prompt in page.prompts))
-            for page in self.pages
+            replace(piece, prompts=tuple(replace(prompt, patches_PC=prompt.patches_PC[:0]) for prompt in piece.prompts))
+            for piece in self.pieces
         )
         return {
             "unit_id": self.unit.unit_id,
             "patches": np.concatenate(patches) if patches else np.empty((0, 1), dtype=np.uint8),
-            "rest": pickle.dumps(replace(self, pages=light)),
+            "rest": pickle.dumps(replace(self, pieces=light)),
         }
 
     @classmethod
@@ -58,22 +58,22 @@ class DecodedUnit:
         """The patches of the prompts are views of the row's."""
         light: DecodedUnit = pickle.loads(row["rest"])
         patches_PC, at = row["patches"], 0
-        pages = []
-        for page in light.pages:
+        pieces = []
+        for piece in light.pieces:
             prompts = []
-            for prompt in page.prompts:
+            for prompt in piece.prompts:
                 count = int(prompt.grids_G3.prod(axis=1).sum())
                 prompts.append(replace(prompt, patches_PC=patches_PC[at : at + count]))
                 at += count
-            pages.append(replace(page, prompts=tuple(prompts)))
+            pieces.append(replace(piece, prompts=tuple(prompts)))
         assert at == len(patches_PC) or not at, f"{len(patches_PC)} patches in the row, {at} in its prompts"
-        return replace(light, pages=tuple(pages))
+        return replace(light, pieces=tuple(pieces))
 
 
 @dataclass(frozen=True, slots=True)
-class AnsweredPage:
-    facts: PageFacts
-    answers: tuple[Completion | Failure, ...]  # one for each tile; none for a blank page
+class AnsweredPiece:
+    facts: PageFacts | WindowFacts
+    answers: tuple[Completion | Failure, ...]  # one for each prompt
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +88,7 @@ class ReplicaLoad:
 @dataclass(frozen=True, slots=True)
 class AnsweredUnit:
     unit: Unit
-    pages: tuple[AnsweredPage, ...]
+    pieces: tuple[AnsweredPiece, ...]
     failures: tuple[tuple[int, Failure], ...]
     load: ReplicaLoad
 
@@ -104,10 +104,12 @@ class AnsweredUnit:
 class Receipt:
     """What one part brought: how the driver follows the pass without reading the rows."""
 
-    units: int
-    pages: int
+    asset_ids: tuple[str, ...]  # one for each unit
+    pieces: int
+    found: int  # blocks or events
+    media_us: int  # time that only these windows show; 0 for pages
     tokens_out: int
-    failed: tuple[str, ...]  # error codes, one for each failed page
+    failed: tuple[str, ...]  # error codes, one for each failed piece
     loads: tuple[ReplicaLoad, ...]
 
     def to_row(self) -> Row:

@@ -6,12 +6,12 @@ import pyarrow as pa
 
 from model.request import Completion
 from pipeline.books import Books
-from pipeline.parse_pages import failed_page, parse_page
-from pipeline.prompts import Output
-from pipeline.records import Failure, PageRow
-from pipeline.rows import AnsweredPage, AnsweredUnit, Receipt
+from pipeline.kinds import Kind, PieceRow
+from pipeline.prompts import PagePrompt, VideoPrompt
+from pipeline.records import Failure
+from pipeline.rows import AnsweredPiece, AnsweredUnit, Receipt
 from pipeline.store import Store, StoreOptions
-from pipeline.tables import parts_table, to_parquet
+from pipeline.tables import to_parquet
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -21,7 +21,8 @@ class SinkOptions:
     store: StoreOptions
     output: str
     epoch: int
-    output_format: Output
+    kind: Kind
+    prompt: PagePrompt | VideoPrompt
     keep_raw: bool
 
 
@@ -35,14 +36,16 @@ class PartWriter:
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         answered = [AnsweredUnit.from_row(row) for row in batch.to_pylist()]
-        rows = [(unit.unit.unit_id, row) for unit in answered for row in page_rows(unit, self._options)]
+        rows = [(unit.unit.unit_id, row) for unit in answered for row in piece_rows(unit, self._options)]
         unit_ids = [unit.unit.unit_id for unit in answered]
         part_uri = self._books.part_uri(self._options.epoch, unit_ids)
         # If absent: a part never changes once it is there. A retry finds its first attempt, which holds the same units.
-        self._store.put_if_absent(part_uri, to_parquet(parts_table(rows)))
+        self._store.put_if_absent(part_uri, to_parquet(self._options.kind.parts_table(rows)))
         receipt = Receipt(
-            units=len(answered),
-            pages=len(rows),
+            asset_ids=tuple(unit.unit.asset_id for unit in answered),
+            pieces=len(rows),
+            found=sum(row.found for _, row in rows),
+            media_us=sum(row.media_us for _, row in rows),
             tokens_out=sum(row.tokens_out for _, row in rows),
             failed=tuple(row.failure.code.value for _, row in rows if row.status == "failed" and row.failure),
             loads=tuple(unit.load for unit in answered),
@@ -50,24 +53,24 @@ class PartWriter:
         return pa.Table.from_pylist([receipt.to_row()])
 
 
-def page_rows(answered: AnsweredUnit, options: SinkOptions) -> list[PageRow]:
-    """One row for each page of the unit, in order. The pages that came must be the pages of the unit."""
-    doc_id = answered.unit.asset_id
-    rows = [_row(doc_id, page, options) for page in answered.pages]
-    rows += [failed_page(doc_id, page_no, failure) for page_no, failure in answered.failures]
-    rows = [_with_earlier_tries(row, answered.unit.tries) for row in sorted(rows, key=lambda row: row.page_no)]
+def piece_rows(answered: AnsweredUnit, options: SinkOptions) -> list[PieceRow]:
+    """One row for each piece of the unit, in order. The pieces that came must be the pieces of the unit."""
+    asset_id = answered.unit.asset_id
+    rows = [_row(asset_id, piece, options) for piece in answered.pieces]
+    rows += [options.kind.failed(asset_id, number, failure) for number, failure in answered.failures]
+    rows = [_with_earlier_tries(row, answered.unit.tries) for row in sorted(rows, key=lambda row: row.number)]
     wanted = list(range(answered.unit.first, answered.unit.last + 1))
-    assert [row.page_no for row in rows] == wanted, f"{answered.unit}: pages {[row.page_no for row in rows]} came"
+    assert [row.number for row in rows] == wanted, f"{answered.unit}: pieces {[row.number for row in rows]} came"
     return rows
 
 
-def _with_earlier_tries(row: PageRow, tries: int) -> PageRow:
+def _with_earlier_tries(row: PieceRow, tries: int) -> PieceRow:
     return replace(row, failure=replace(row.failure, attempts=row.failure.attempts + tries)) if row.failure else row
 
 
-def _row(doc_id: str, page: AnsweredPage, options: SinkOptions) -> PageRow:
-    completions = [answer for answer in page.answers if isinstance(answer, Completion)]
-    rejected = next((answer for answer in page.answers if isinstance(answer, Failure)), None)
+def _row(asset_id: str, piece: AnsweredPiece, options: SinkOptions) -> PieceRow:
+    completions = [answer for answer in piece.answers if isinstance(answer, Completion)]
+    rejected = next((answer for answer in piece.answers if isinstance(answer, Failure)), None)
     if rejected is not None:
-        return failed_page(doc_id, page.facts.page_no, rejected)
-    return parse_page(doc_id, page.facts, completions, options.output_format, keep_raw=options.keep_raw)
+        return options.kind.failed(asset_id, piece.facts.number, rejected)
+    return options.kind.parse(asset_id, piece.facts, completions, options.prompt, options.keep_raw)

@@ -23,7 +23,7 @@ from botocore import exceptions as aws
 from botocore.config import Config
 
 from pipeline.folders import FileStore
-from pipeline.ranged import RangedFile
+from pipeline.ranged import CHUNK_BYTES, RangedFile
 from pipeline.records import Asset, BadInput, ErrorCode, Stage
 
 _S3 = "s3://"
@@ -59,6 +59,8 @@ class StoreOptions:
     def __post_init__(self) -> None:
         if self.max_attempts < 1:
             raise ValueError(f"max_attempts must be at least 1, not {self.max_attempts}")
+        if self.endpoint_url and "@" in self.endpoint_url:  # the message does not repeat it
+            raise ValueError("endpoint_url holds a user name or password: give them as AWS keys or in a profile")
         if self.timeout_seconds <= 0:
             raise ValueError(f"timeout_seconds must be more than 0, not {self.timeout_seconds}")
 
@@ -77,10 +79,15 @@ def absolute(uri: str, folder: str = "") -> str:
     if uri.startswith("file:///"):
         return os.path.abspath(unquote(uri.removeprefix("file://")))
     if _SCHEME.match(uri):
-        raise ValueError(f"{uri!r}: only s3://bucket/key, file:///path and plain paths are understood")
+        shown = _without_credentials(uri)
+        raise ValueError(f"{shown!r}: only s3://bucket/key, file:///path and plain paths are understood")
     if folder and not uri.startswith("/"):
         return absolute(join(folder, uri))
     return os.path.abspath(uri)
+
+
+def _without_credentials(uri: str) -> str:
+    return re.sub(r"//[^/@\s]*@", "//***@", uri)
 
 
 def join(uri: str, *names: str) -> str:
@@ -115,11 +122,12 @@ class Store:
         with _as_bad_input(Stage.LIST):
             return self._backend(uri).stat(uri)
 
-    def open(self, asset: Asset) -> BinaryIO:
+    def open(self, asset: Asset, *, chunk_bytes: int = CHUNK_BYTES) -> BinaryIO:
         """A seekable file over exactly that version of the object; at most 16 MB of it are held in memory.
 
-        `read()` without a size is one request. Nothing is fetched before the first read. Reading raises
-        BadInput(READ, CHANGED_DURING_RUN / NOT_FOUND / ACCESS_DENIED / THROTTLED / READ_TIMEOUT, ...).
+        `read()` without a size is one request, others fetch `chunk_bytes` at once. Nothing is fetched before the first
+        read. Reading raises BadInput(READ, CHANGED_DURING_RUN / NOT_FOUND / ACCESS_DENIED / THROTTLED /
+        READ_TIMEOUT, ...).
         """
         assert asset.etag, f"{asset.uri} was never seen"
         backend = self._backend(asset.uri)
@@ -131,7 +139,7 @@ class Store:
                     raise OSError(errno.ESTALE, f"holds {start + len(data)} bytes where {asset.size} were listed")
                 return data
 
-        return io.BufferedReader(RangedFile(asset.size, fetch), buffer_size=64 << 10)
+        return io.BufferedReader(RangedFile(asset.size, fetch, chunk_bytes=chunk_bytes), buffer_size=64 << 10)
 
     def read(self, uri: str) -> bytes:
         """A whole object of our own bookkeeping. Raises FileNotFoundError when it is absent, OSError for the rest."""
@@ -254,8 +262,14 @@ class _S3Store:
         """Etag and bytes. boto3 tries again until the answer begins; a body that breaks off is tried again here."""
         bucket, key = _split(uri)
         with _as_os_error(uri):
-            for _ in _attempts(self._options.max_attempts):
-                answer = self._client.get_object(Bucket=bucket, Key=key, **condition)
+            for attempt in _attempts(self._options.max_attempts):
+                try:
+                    answer = self._client.get_object(Bucket=bucket, Key=key, **condition)
+                except aws.ClientError as error:
+                    # Of an object that was listed, stores under load say so now and then, and take it back.
+                    if condition and attempt == 0 and error.response["Error"]["Code"] == "AccessDenied":
+                        continue
+                    raise
                 try:
                     return answer["ETag"].strip('"'), answer["Body"].read()
                 except (aws.HTTPClientError, aws.IncompleteReadError):
@@ -268,6 +282,8 @@ def _split(uri: str) -> tuple[str, str]:
     bucket, _, key = uri.removeprefix(_S3).partition("/")
     if not bucket:
         raise ValueError(f"{uri!r} names no bucket")
+    if "@" in bucket:  # no bucket's name has it
+        raise ValueError(f"{_without_credentials(uri)!r} holds keys: give them in the AWS environment or a profile")
     return bucket, key
 
 

@@ -1,6 +1,8 @@
 """Pass 1: every input is opened once and cheaply, and cut into units. What it finds is frozen, and is also the plan."""
 
+import json
 from collections.abc import Iterable, Iterator
+from dataclasses import asdict
 from typing import Any
 
 import pyarrow as pa
@@ -15,10 +17,13 @@ from pipeline.rows import MAX_ROW_BYTES, unit_to_row
 from pipeline.sandbox import Sandbox
 from pipeline.store import StoreOptions
 from pipeline.streaming import collect, stream
+from pipeline.video_windows import VideoOptions
+from pipeline.videos import VideoInfo
 
 MAX_UNIT_PAGES = 16
 MAX_SHARD_PAGES = 20_000
 ASSETS_PER_BLOCK = 16
+ROWS_AT_ONCE = 10_000
 
 _TEXT = pa.string()
 ASSETS = pa.schema(
@@ -32,6 +37,7 @@ ASSETS = pa.schema(
         pa.field("media_type", _TEXT, False),
         pa.field("pages", pa.int32(), False),
         pa.field("page_tokens", pa.list_(pa.int32()), False),  # visual tokens of each page, estimated from its size
+        pa.field("info", _TEXT, False),  # of a video: what opening it told, as JSON; "" otherwise, as the next four
         pa.field("title", _TEXT, False),
         pa.field("author", _TEXT, False),
         pa.field("producer", _TEXT, False),
@@ -62,16 +68,28 @@ UNITS = pa.schema(
 
 def listing_table(listed: Iterable[Asset | tuple[Asset, Failure]]) -> pa.Table:
     """The inputs in the shape of ASSETS, in the order of the listing; an object listed twice counts once."""
-    rows: dict[str, dict[str, Any]] = {}
+    seen: set[str] = set()
+    tables: list[pa.Table] = []
+    rows: list[dict[str, Any]] = []  # few at a time: a million of them would take gigabytes
     for entry in listed:
         asset, failure = entry if isinstance(entry, tuple) else (entry, None)
-        if asset.asset_id not in rows:
-            rows[asset.asset_id] = asset_row(len(rows), asset, failure)
-    return pa.Table.from_pylist(list(rows.values()), schema=ASSETS)
+        if asset.asset_id in seen:
+            continue
+        rows.append(asset_row(len(seen), asset, failure))
+        seen.add(asset.asset_id)
+        if len(rows) == ROWS_AT_ONCE:
+            tables.append(pa.Table.from_pylist(rows, schema=ASSETS))
+            rows = []
+    return pa.concat_tables([*tables, pa.Table.from_pylist(rows, schema=ASSETS)])
 
 
 def open_assets(
-    listing: pa.Table, store: StoreOptions, options: DocumentOptions, *, seconds: float, resources: Resources
+    listing: pa.Table,
+    store: StoreOptions,
+    options: DocumentOptions | VideoOptions,
+    *,
+    seconds: float,
+    resources: Resources,
 ) -> Iterator[pa.Table]:
     """The rows of `listing` completed, in blocks as they come; what could not even be listed comes first."""
     is_listed = pc.equal(listing["error_code"], "")
@@ -92,7 +110,9 @@ def open_assets(
 class Surveyor:
     """The CPU actor of this pass: opens the assets of a batch, each in a child process that may die."""
 
-    def __init__(self, store: StoreOptions, options: DocumentOptions, memory_bytes: int, seconds: float) -> None:
+    def __init__(
+        self, store: StoreOptions, options: DocumentOptions | VideoOptions, memory_bytes: int, seconds: float
+    ) -> None:
         self._store = store
         self._options = options
         self._seconds = seconds
@@ -170,6 +190,7 @@ def asset_row(order: int, asset: Asset, failure: Failure | None) -> dict[str, An
         "media_type": "",
         "pages": 0,
         "page_tokens": [],
+        "info": "",
         "title": "",
         "author": "",
         "producer": "",
@@ -184,7 +205,12 @@ def asset_row(order: int, asset: Asset, failure: Failure | None) -> dict[str, An
     }
 
 
-def _info_columns(info: DocumentInfo) -> dict[str, Any]:
+def _info_columns(info: DocumentInfo | VideoInfo) -> dict[str, Any]:
+    if isinstance(info, VideoInfo):
+        facts = asdict(info)
+        tokens = facts.pop("piece_tokens")
+        columns = {"media_type": facts.pop("media_type"), "pages": len(tokens), "page_tokens": list(tokens)}
+        return columns | {"info": json.dumps(facts)}
     return {
         "media_type": info.media_type,
         "pages": len(info.page_tokens),

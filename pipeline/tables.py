@@ -33,7 +33,7 @@ _PDF_INFO = _struct(
     ("has_forms", _FLAG),
     ("has_xfa", _FLAG),
 )
-_ERROR = [
+ERROR_COLUMNS = [
     _column("error_stage", _STRING, 'where it went wrong: list, read, open, render or infer; "" if nothing did'),
     _column("error_code", _STRING, 'why, as a stable word like encrypted or output_truncated; "" if nothing did'),
     _column("error_message", _STRING, "the same in words to act on"),
@@ -53,7 +53,7 @@ DOCUMENTS = pa.schema(
         _column("media_type", _STRING, 'found by content, not by extension; "" if not known'),
         _column("filename", _STRING, "last part of the uri"),
         _column("status", _STRING, "ok, partial (some page failed or was cut off) or failed"),
-        *_ERROR,
+        *ERROR_COLUMNS,
         _column("pages_total", _INT32, "pages of the input; the next five add up to it"),
         _column("pages_ok", _INT32, "pages read to their end"),
         _column("pages_blank", _INT32, "pages with nothing on them"),
@@ -76,7 +76,7 @@ PAGES = pa.schema(
         _PAGE_ID,
         _column("page_label", _STRING, 'page number as printed, by the PDF\'s page labels; "" without'),
         _column("status", _STRING, "ok, blank, truncated, failed or skipped"),
-        *_ERROR,
+        *ERROR_COLUMNS,
         _column("flags", _list(_STRING), "peculiarities, like box_repaired, missing_fonts or empty_output"),
         _column("width_pt", _DOUBLE, "width of the upright page in points; an image's pixels count as points"),
         _column("height_pt", _DOUBLE, "its height"),
@@ -246,7 +246,7 @@ def _document_columns(row: DocumentRow) -> dict[str, Any]:
         "media_type": row.media_type,
         "filename": row.filename,
         "status": row.status.value,
-        **_failure_columns(row.failure),
+        **failure_columns(row.failure),
         "pages_total": row.pages_total,
         "pages_ok": row.pages_ok,
         "pages_blank": row.pages_blank,
@@ -277,7 +277,7 @@ def _page_columns(row: PageRow) -> dict[str, Any]:
         "page_id": f"{row.doc_id}#{row.page_no}",
         "page_label": row.page_label,
         "status": row.status.value,
-        **_failure_columns(row.failure),
+        **failure_columns(row.failure),
         "flags": list(row.flags),
         "width_pt": row.width_pt,
         "height_pt": row.height_pt,
@@ -318,7 +318,7 @@ def _block_columns(block: Block) -> dict[str, Any]:
     }
 
 
-def _failure_columns(failure: Failure | None) -> dict[str, Any]:
+def failure_columns(failure: Failure | None) -> dict[str, Any]:
     if failure is None:
         return {"error_stage": "", "error_code": "", "error_message": "", "retryable": False, "attempts": 0}
     return {

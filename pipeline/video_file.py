@@ -33,14 +33,15 @@ _SIGNATURES = (b"ftyp", b"moov", b"\x1aE\xdf\xa3", b"RIFF", b"FLV", b"OggS", b"D
 @contextmanager
 def open_video(file: BinaryIO) -> Iterator["VideoFile"]:
     """Raises BadInput (stage open), and whatever reading from `file` raises."""
-    container = _open(file)
+    video = VideoFile(file)
     try:
-        yield VideoFile(container)
+        yield video
     finally:
-        container.close()
+        video.container.close()
 
 
 def _open(file: BinaryIO) -> InputContainer:
+    file.seek(0)
     head = file.read(64)
     file.seek(0)
     if not head:
@@ -68,9 +69,17 @@ def _refuse(url: str, flags: int, options: dict[str, Any]) -> Any:
 class VideoFile:
     """The best video track of an open container: what is known without decoding, and its frames from any time on."""
 
-    def __init__(self, container: InputContainer) -> None:
+    def __init__(self, file: BinaryIO) -> None:
         """Raises BadInput (stage open) where there is no track that can be decoded."""
-        self.container = container
+        self._file = file
+        self.errors_us: list[int] = []  # when packets would have shown that could not be decoded
+        self.corrupt_us: list[int] = []  # when frames show that are marked as damaged
+        self.end_us = 0  # where the last packet that was read ends
+        self._open()
+
+    def _open(self) -> None:
+        self.container = container = _open(self._file)
+        self._is_fresh = True
         stream = container.streams.best("video")  # FFmpeg's choice: the first or the largest is often a still
         if stream is None:
             raise BadInput(Stage.OPEN, ErrorCode.NO_VIDEO, "the file has no video track")
@@ -94,9 +103,6 @@ class VideoFile:
         self.start_pts = stream.start_time or 0
         rate = (context.framerate if self.is_raw else None) or stream.guessed_rate or stream.average_rate or 25
         self.frame_us = max(1, round(1_000_000 / rate))
-        self.errors_us: list[int] = []  # when packets would have shown that could not be decoded
-        self.corrupt_us: list[int] = []  # when frames show that are marked as damaged
-        self.end_us = 0  # where the last packet that was read ends
 
     @property
     def duration_us(self) -> int:
@@ -114,6 +120,7 @@ class VideoFile:
 
     def count_duration_us(self) -> int:
         """By reading every packet, for files whose headers do not say; the file is at its end afterwards."""
+        self._rewind()
         packets = 0
         for packet in self._packets():
             packets += packet.size > 0
@@ -146,12 +153,20 @@ class VideoFile:
         yield from self._decoded()
 
     def _rewind(self) -> None:
-        # To well before the start: with an edit list, a seek to 0 lands on the second key frame.
-        before = self.start_pts - int(_BEFORE_START_US / 1_000_000 / self.time_base)
-        with suppress(av.error.FFmpegError):  # a raw stream that was not read yet is at its start
-            self.container.seek(before, stream=self.stream, backward=True, any_frame=self.is_raw)
+        """To the first packet. Where that cannot be sought, the file is opened again."""
+        if self._is_fresh:
+            return
+        if not self.is_raw:
+            # To well before the start: with an edit list, a seek to 0 lands on the second key frame.
+            before = self.start_pts - int(_BEFORE_START_US / 1_000_000 / self.time_base)
+            with suppress(av.error.FFmpegError):
+                self.container.seek(before, stream=self.stream, backward=True)
+                return
+        self.container.close()
+        self._open()
 
     def _packets(self) -> "Iterator[Packet[VideoStream]]":
+        self._is_fresh = False
         packets = self.container.demux(self.stream)
         while True:
             try:

@@ -24,8 +24,20 @@ class VideoOptions:
             raise ValueError(f"windows of {self.window_us} us every {self.step_us} us leave gaps, or never end")
 
     @property
-    def frames_per_window(self) -> int:
-        return max(1, round(self.window_us * self.sizes.fps / 1_000_000))
+    def plan(self) -> str:
+        """In words, for --plan."""
+        frames = max(1, round(self.window_us * self.sizes.fps / 1_000_000))
+        pixels = self.sizes.max_pixels // frames
+        return (
+            f"windows of {self.window_us / 1e6:g} s every {self.step_us / 1e6:g} s, "
+            f"{self.sizes.fps:g} frames a second, {frames} frames of at most {pixels:,} pixels, at most "
+            f"{self.sizes.max_pixels // (2 * self.pixel_multiple**2):,} visual tokens a window"
+        )
+
+    @property
+    def bytes_per_token(self) -> int:
+        """Of the pixels that a visual token is made of: those of a frame pair."""
+        return 2 * 3 * self.pixel_multiple**2
 
 
 def video_options(

@@ -1,4 +1,4 @@
-"""A driver for tests that kill it: `python -m tests.drive INPUT OUTPUT ENGINE` on the Ray of RAY_ADDRESS.
+"""A driver for tests that kill it: `python -m tests.drive INPUT OUTPUT ENGINE [videos]` on the Ray of RAY_ADDRESS.
 
 ENGINE: seconds of a step of the stub engine, or "demo" for the model that comes along. PAGEREEL_DIE_AT_WRITE "before 3"
 or "after 3" ends the driver at its fourth write.
@@ -14,7 +14,7 @@ import ray
 
 from pipeline.flow import prepare, run
 from pipeline.folders import FileStore
-from pipeline.job import ParseJob
+from pipeline.job import IndexJob, ParseJob
 from pipeline.resources import Resources
 from tests.fakes import FakeLoader
 
@@ -52,11 +52,12 @@ def die_at_write(when: str, number: int) -> None:
         setattr(FileStore, verb, dying(getattr(FileStore, verb)))
 
 
-def main(source: str, output: str, engine: str) -> None:
+def main(source: str, output: str, engine: str, kind: str = "documents") -> None:
     if death := os.environ.get("PAGEREEL_DIE_AT_WRITE"):
         when, number = death.split()
         die_at_write(when, int(number))
-    setup = prepare(ParseJob(input=source, output=output, max_new_tokens=48 if engine == "demo" else 4096))
+    job = IndexJob if kind == "videos" else ParseJob
+    setup = prepare(job(input=source, output=output, max_new_tokens=48 if engine == "demo" else 4096))
     ray.init(address=os.environ["RAY_ADDRESS"], log_to_driver=False)
     run(setup, SMALL, sys.stderr, load_engine=None if engine == "demo" else FakeLoader(step_seconds=float(engine)))
 

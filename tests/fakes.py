@@ -1,12 +1,18 @@
 """Stand-ins that keep the real contract: an engine that answers with the page's own text, at once or slowly."""
 
+import json
 import os
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
+import psutil
+
 from model.request import Completion, Prompt
-from pipeline.native import read_asset_pages
+from pipeline.native import read_asset_pieces
+from pipeline.replica import Engine, EngineLoader
 from pipeline.sandbox import Sandbox
 from pipeline.suspects import Ledger, Verdict
 
@@ -86,19 +92,54 @@ class FakeLoader:
         )
 
 
+@dataclass(frozen=True)
+class RankKiller:
+    """Loads an engine spread over ranks where it is called; the first one loses a rank before its fourth step."""
+
+    load_engine: EngineLoader
+    killed: Path
+
+    def __call__(self) -> Engine:
+        engine = self.load_engine()
+        step = engine.step
+
+        def step_without_mercy() -> Sequence[Completion]:
+            if engine.stats.steps == 3 and not self.killed.exists():
+                (rank,) = [child for child in psutil.Process().children() if "model.ranks" in " ".join(child.cmdline())]
+                self.killed.write_text(str(rank.pid))
+                rank.kill()
+            return step()
+
+        engine.step = step_without_mercy
+        return engine
+
+
 def completion(prompt: Prompt) -> Completion:
-    token_ids = tuple(range(len(prompt.draft_text)))
-    return Completion(
-        prompt.key, prompt.draft_text, token_ids, len(prompt.token_ids_T), "stop", -0.1, -0.5, 0.1, 0.2, 0
-    )
+    text = bright_events(prompt) if len(prompt.grids_G3) and prompt.grids_G3[0, 0] == 2 else prompt.draft_text
+    token_ids = tuple(range(len(text)))
+    return Completion(prompt.key, text, token_ids, len(prompt.token_ids_T), "stop", -0.1, -0.5, 0.1, 0.2, 0)
+
+
+def bright_events(prompt: Prompt) -> str:
+    """What is seen in a window sampled twice a second: the stretches of frame pairs with a bright frame."""
+    pair_patches = np.split(prompt.patches_PC, np.cumsum(prompt.grids_G3.prod(axis=1))[:-1])
+    is_bright = [max(half.mean() for half in np.split(patches, 2)) > 128 for patches in pair_patches]
+    events, start = [], None
+    for pair, bright in enumerate([*is_bright, False]):
+        if bright and start is None:
+            start = pair
+        if not bright and start is not None:
+            events.append({"start": start + 0.2, "end": pair - 1 + 0.2, "description": "a bright light"})
+            start = None
+    return json.dumps(events)
 
 
 def read_until_a_crash(asset, page_nos, store, options):
-    """As `read_asset_pages`, in a process that crashes at page 2."""
+    """As `read_asset_pieces`, in a process that crashes at page 2."""
     for page_no in page_nos:
         if page_no == 2:
             os.abort()
-        yield from read_asset_pages(asset, [page_no], store, options)
+        yield from read_asset_pieces(asset, [page_no], store, options)
 
 
 class CrashingSandbox(Sandbox):

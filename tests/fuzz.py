@@ -198,8 +198,8 @@ def main() -> None:
     answers = fuzz_answers(flags.answers, flags.seed) if flags.answers else Counter()
     print(
         f"seed {flags.seed}: {flags.files} files {dict(report.outcomes.most_common())}, "
-        f"slowest {report.slowest:.1f} s, child at most {report.child_bytes / 2**20:.0f} MB, "
-        f"parent grew by {report.parent_growth / 2**20:.0f} MB; "
+        f"slowest {report.slowest:.1f} s, "
+        f"child at most {report.child_bytes / 2**20:.0f} MB, parent grew by {report.parent_growth / 2**20:.0f} MB; "
         f"{flags.answers} answers {dict(answers.most_common())}; {time.monotonic() - began:.0f} s"
     )
 

@@ -84,7 +84,7 @@ class Grid:
             try:
                 self.second = self.cluster.add_node(num_cpus=4, object_store_memory=100 * 2**20)
                 return
-            except Exception:
+            except Exception:  # Ray raises nothing narrower
                 if left == 1:
                     raise
 

@@ -3,23 +3,27 @@ tests compare with transformers."""
 
 import itertools
 import shutil
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from spread import on_ranks
 from test_weights import as_official, as_split, rewrite
-from tiny import Pair, random_frames, random_pair, random_prompt
+from tiny import Pair, random_config, random_frames, random_pair, random_prompt
 
 from model.attention import PackedCausal
-from model.config import ModelConfig
+from model.config import ModelConfig, read_config
 from model.engine import Engine, EngineOptions
 from model.parallel import ALONE, Group, cuts_of, share_out
-from model.qwen3_vl import Qwen3VL
+from model.qwen3_vl import Qwen3VL, empty_model
 from model.request import Completion, Frames, Prompt
-from model.weights import from_pretrained
+from model.weights import from_pretrained, save_weights
 
+ROOT = Path(__file__).parents[2]
 STOP = 7
 SAMPLED = {"temperature": 1.2, "top_k": 40, "top_p": 0.95}
 CUTTABLE = {
@@ -203,3 +207,42 @@ def test_alone_nothing_is_sent_and_nothing_copied():
     assert ALONE.of_first(value) is value
     assert ALONE.gather(value).data_ptr() == value.data_ptr()
     assert ALONE.smallest(5, torch.device("cpu")) == 5
+
+
+# Loads one rank's share; prints its bytes, and by how much the process grew at most (files it had mapped included).
+LOAD = """
+import sys
+from model.parallel import Group
+from model.weights import from_pretrained, save_weights
+
+def status(name):
+    return next(int(line.split()[1]) * 1024 for line in open("/proc/self/status") if line.startswith(name))
+
+before = status("VmRSS")
+network = from_pretrained(sys.argv[1], group=Group(int(sys.argv[2]), 4))
+print(sum(value.nbytes for value in network.state_dict().values()), status("VmHWM") - before)
+"""
+
+
+@pytest.mark.heavy
+def test_a_rank_needs_little_more_memory_than_its_share(tmp_path):
+    """A decoder of 2.1 GB in bfloat16, a quarter for each rank."""
+    config = random_config(
+        np.random.default_rng(0),
+        **CUTTABLE | {"hidden_size": 2048, "head_dim": 128, "intermediate_size": 8192, "num_hidden_layers": 16},
+    )
+    config.text_config.rope_parameters["mrope_section"] = [24, 20, 20]
+    config.vision_config.out_hidden_size = 2048
+    config.dtype = config.text_config.dtype = "bfloat16"
+    config.save_pretrained(tmp_path)
+    network = empty_model(read_config(tmp_path), device="cpu", dtype=torch.bfloat16)
+    whole = sum(value.nbytes for value in network.state_dict().values())
+    save_weights(network, tmp_path, torch.bfloat16)
+    del network
+    for rank in (0, 3):
+        command = [sys.executable, "-c", LOAD, str(tmp_path), str(rank)]
+        output = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+        share_bytes, grown = map(int, output.split())
+        print(f"model {whole}, share {share_bytes}, grown by {grown}: {grown / share_bytes:.3f}")
+        assert share_bytes < 0.3 * whole
+        assert grown < 1.2 * share_bytes

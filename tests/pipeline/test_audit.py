@@ -13,6 +13,7 @@ from jobs.verify import main
 from pipeline.audit import audit
 from pipeline.close import close_shard
 from pipeline.job import ParseJob
+from pipeline.kinds import DOCUMENT_KIND
 from pipeline.manifest import make_manifest, write_manifest
 from pipeline.store import Store
 from pipeline.tables import to_parquet
@@ -27,7 +28,7 @@ def output(tmp_path) -> Path:
     """A finished job, without Ray: its books, tables, manifest and mark."""
     output = tmp_path / "out"
     books, survey = frozen_job(str(output), PAGES_OF)
-    closed = close_shard(books, survey, 0, books.sealed(books.claim_epoch()))
+    closed = close_shard(books, survey, 0, books.sealed(books.claim_epoch()), DOCUMENT_KIND)
     job = ParseJob(input="/in", output=str(output))
     write_manifest(books.store, books.output, make_manifest(job, {}, survey, [closed], [], wall_seconds=1.0))
     return output

@@ -7,7 +7,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.books import Books, FrozenSurvey
-from pipeline.close import close_shard, shard_pages
+from pipeline.close import close_shard, shard_pieces
+from pipeline.kinds import DOCUMENT_KIND
 from pipeline.parse_pages import failed_page, parse_page
 from pipeline.records import Asset, ErrorCode, Failure, PageRow, Stage
 from pipeline.store import Store, join
@@ -67,11 +68,11 @@ def frozen_job(output: str, pages: dict[str, int], wanted: str = "") -> tuple[Bo
 
 def closed_tables(output: str, pages: dict[str, int], wanted: str = "") -> dict[str, pa.Table]:
     books, survey = frozen_job(output, pages, wanted)
-    closed = close_shard(books, survey, 0, books.sealed(books.claim_epoch()))
+    closed = close_shard(books, survey, 0, books.sealed(books.claim_epoch()), DOCUMENT_KIND)
     tables = {file.file.split("/")[0]: pq.read_table(join(output, file.file)) for file in closed.tables}
-    assert closed.documents.by_status == Counter(tables["documents"]["status"].to_pylist())
-    assert closed.pages.by_status == Counter(tables["pages"]["status"].to_pylist())
-    assert closed.blocks == len(tables["blocks"])
+    assert closed.assets.by_status == Counter(tables["documents"]["status"].to_pylist())
+    assert closed.pieces.by_status == Counter(tables["pages"]["status"].to_pylist())
+    assert closed.found == len(tables["blocks"])
     return tables
 
 
@@ -139,7 +140,7 @@ def test_pages_nobody_asked_for_are_rows_too(tmp_path):
 def test_closing_again_writes_the_same_bytes(tmp_path):
     books, survey = frozen_job(str(tmp_path / "out"), PAGES_OF)
     sealed = books.sealed(books.claim_epoch())
-    assert close_shard(books, survey, 0, sealed) == close_shard(books, survey, 0, sealed)
+    assert close_shard(books, survey, 0, sealed, DOCUMENT_KIND) == close_shard(books, survey, 0, sealed, DOCUMENT_KIND)
 
 
 @pytest.mark.parametrize("fault", ["missing", "twice", "unknown"])
@@ -149,5 +150,5 @@ def test_a_page_missing_or_there_twice_is_never_closed_over(tmp_path, fault):
     rows = [(units["unit_id"][0].as_py(), page("a", page_no)) for page_no in (1, 2, 3)]
     broken = {"missing": rows[:2], "twice": [*rows, rows[1]], "unknown": [*rows[:2], ("x", page("other", 3))]}
     with pytest.raises(AssertionError):
-        shard_pages(assets, units, parts_table(broken[fault]))
-    assert len(shard_pages(assets, units, parts_table(rows))) == 3
+        shard_pieces(assets, units, parts_table(broken[fault]), DOCUMENT_KIND)
+    assert len(shard_pieces(assets, units, parts_table(rows), DOCUMENT_KIND)) == 3

@@ -10,7 +10,7 @@ from model.request import Frames, Sampling
 from pipeline.decode import DecodeOptions, Decoder, read_unit
 from pipeline.documents import DocumentOptions
 from pipeline.job import resolve_model
-from pipeline.native import read_asset_pages
+from pipeline.native import read_asset_pieces
 from pipeline.records import Asset, Page, Unit
 from pipeline.rows import DecodedUnit, unit_to_row
 from pipeline.sandbox import Sandbox
@@ -20,12 +20,12 @@ from tests.pipeline.document_files import PdfPage, pdf_bytes, text
 
 OPTIONS = DecodeOptions(
     store=StoreOptions(),
-    document=DocumentOptions(min_tokens=64, max_tokens=256),
+    media=DocumentOptions(min_tokens=64, max_tokens=256),
     model="model/demo",
-    instruction="qwenvl markdown",
+    instructions=("qwenvl markdown",),
     sampling=Sampling(max_new_tokens=10),
     memory_bytes=2**30,
-    page_timeout_seconds=60.0,
+    piece_timeout_seconds=60.0,
 )
 
 
@@ -43,15 +43,15 @@ def unit_of(asset: Asset, first: int, last: int) -> Unit:
 
 def test_a_unit_becomes_the_prompts_of_its_pages(asset):
     decoded = DecodedUnit.from_row(Decoder(OPTIONS)(unit_to_row(unit_of(asset, 2, 4))))
-    assert [page.facts.page_no for page in decoded.pages] == [2, 3, 4]
-    assert [len(page.prompts) for page in decoded.pages] == [1, 0, 1]
-    prompt = decoded.pages[2].prompts[0]
+    assert [page.facts.page_no for page in decoded.pieces] == [2, 3, 4]
+    assert [len(page.prompts) for page in decoded.pieces] == [1, 0, 1]
+    prompt = decoded.pieces[2].prompts[0]
     assert prompt.key == f"{asset.asset_id}#4/1"
     assert prompt.draft_text == "page 4 here"
     assert prompt.sampling == OPTIONS.sampling
-    (page,) = read_asset_pages(asset, [4], OPTIONS.store, OPTIONS.document)
+    (page,) = read_asset_pieces(asset, [4], OPTIONS.store, OPTIONS.media)
     assert isinstance(page, Page)
-    content = [Frames(page.tiles[0][None]), OPTIONS.instruction]
+    content = [Frames(page.tiles[0][None]), OPTIONS.instructions[0]]
     expected = Processor.from_pretrained(resolve_model("model/demo")).encode(prompt.key, content, OPTIONS.sampling)
     np.testing.assert_array_equal(prompt.token_ids_T, expected.token_ids_T)
     np.testing.assert_array_equal(prompt.patches_PC, expected.patches_PC)
@@ -81,9 +81,9 @@ def test_an_asset_that_changed_since_the_survey_fails_every_page_of_the_unit(ass
 
 
 def test_a_row_stays_bounded_whatever_a_document_promised(asset):
-    huge = replace(OPTIONS, document=DocumentOptions(min_tokens=8192, max_tokens=8192))
+    huge = replace(OPTIONS, media=DocumentOptions(min_tokens=8192, max_tokens=8192))
     decoded = DecodedUnit.from_row(Decoder(huge)(unit_to_row(replace(unit_of(asset, 1, 5), tokens=0))))
-    assert [page.facts.page_no for page in decoded.pages] == [1, 3]
+    assert [page.facts.page_no for page in decoded.pieces] == [1, 3]
     assert [(page_no, failure.code) for page_no, failure in decoded.failures] == [
         (page_no, "page_too_large") for page_no in (2, 4, 5)
     ]

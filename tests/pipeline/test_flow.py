@@ -22,6 +22,7 @@ from pipeline.job import ParseJob
 from pipeline.manifest import Manifest
 from pipeline.rows import Receipt
 from pipeline.store import Store, StoreOptions, join
+from pipeline.survey import UNITS
 from tests.drive import SMALL
 from tests.fakes import FakeLoader
 
@@ -91,9 +92,9 @@ def test_every_input_and_every_page_has_its_row_with_its_text(undisturbed):
 
 def test_the_manifest_and_the_progress_count_what_the_tables_hold(undisturbed):
     output, manifest, shown = undisturbed
-    assert manifest.documents.by_status == {"failed": 2, "ok": 2, "partial": 1}
-    assert manifest.pages.by_status == {"failed": 1, "ok": 47}
-    assert manifest.blocks == 47
+    assert manifest.assets.by_status == {"failed": 2, "ok": 2, "partial": 1}
+    assert manifest.pieces.by_status == {"failed": 1, "ok": 47}
+    assert manifest.found == 47
     assert 0 < manifest.occupancy <= 1
     for file in manifest.tables:
         assert pq.read_metadata(output / file.file).num_rows == file.rows
@@ -155,11 +156,11 @@ def test_a_driver_gives_up_when_another_one_goes_on(inputs, tmp_path):
     setup = prepare(job_of(inputs, tmp_path / "out"))
     epoch = setup.books.claim_epoch()
     survey = setup.books.freeze_survey(epoch, [])
-    receipts = [Receipt(units=1, pages=1, tokens_out=1, failed=(), loads=())]
-    follow(iter(receipts), setup, survey, epoch, 0, io.StringIO(), seconds_between_checks=0.0)
+    receipts = [Receipt(asset_ids=("a",), pieces=1, found=0, media_us=0, tokens_out=1, failed=(), loads=())]
+    follow(iter(receipts), setup, survey, epoch, UNITS.empty_table(), io.StringIO(), seconds_between_checks=0.0)
     setup.books.claim_epoch()
     with pytest.raises(Superseded, match="another run"):
-        follow(iter(receipts), setup, survey, epoch, 0, io.StringIO(), seconds_between_checks=0.0)
+        follow(iter(receipts), setup, survey, epoch, UNITS.empty_table(), io.StringIO(), seconds_between_checks=0.0)
 
 
 def test_a_bucket_gives_the_same_tables_as_a_folder_though_a_replica_dies(
@@ -173,7 +174,7 @@ def test_a_bucket_gives_the_same_tables_as_a_folder_though_a_replica_dies(
     died = tmp_path / "died"
     manifest, _ = run_job(job, FakeLoader(step_seconds=0.05, dies_at="Page 30 of b.pdf", died=died))
     assert died.exists()
-    assert manifest.documents == undisturbed[1].documents
+    assert manifest.assets == undisturbed[1].documents
     for name, columns in (("pages", ["page_no", "status", "markdown"]), ("blocks", ["page_no", "order", "text"])):
         (file,) = [file.file for file in manifest.tables if file.file.startswith(name)]
         table = pq.read_table(pa.BufferReader(store.read(join(output, file))), columns=columns)
@@ -185,5 +186,5 @@ def test_a_plan_opens_every_input_and_reads_none(ray_address, inputs, tmp_path):
     survey = find_survey(setup, SMALL, io.StringIO())
     assert (survey.assets, survey.pages, survey.unit_pages) == (5, 48, 48)
     assert survey.failed == {"corrupt": 1, "empty_file": 1}
-    assert survey.unit_tokens == 48 * setup.document.budget.page_tokens(*A4, scalable=True)
+    assert survey.unit_tokens == 48 * setup.media.budget.page_tokens(*A4, scalable=True)
     assert not (tmp_path / "out" / "_job" / "parts").exists()

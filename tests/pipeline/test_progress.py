@@ -6,6 +6,7 @@ import time
 import pytest
 
 from pipeline.books import FrozenSurvey
+from pipeline.kinds import DOCUMENT_KIND
 from pipeline.manifest import Counts, Manifest
 from pipeline.progress import SECONDS_BETWEEN_UPDATES, Progress, Tally, duration, plan_text, progress_line, summary_text
 
@@ -79,9 +80,9 @@ MANIFEST = Manifest(
     config_hash="abc",
     config={},
     versions={},
-    documents=Counts({"failed": 6, "ok": 19}, {"corrupt": 2, "encrypted": 4}),
-    pages=Counts({"ok": 1234}, {}),
-    blocks=5000,
+    assets=Counts({"failed": 6, "ok": 19}, {"corrupt": 2, "encrypted": 4}),
+    pieces=Counts({"ok": 1234}, {}),
+    found=5000,
     tokens_in=70_000,
     tokens_out=80_000,
     wall_seconds=420.0,
@@ -91,7 +92,7 @@ MANIFEST = Manifest(
 
 
 def test_the_summary_tells_the_counts_of_the_tables_and_how_to_look():
-    text = summary_text(MANIFEST, "/out")
+    text = summary_text(MANIFEST, DOCUMENT_KIND, "/out")
     assert "documents  25: failed 6, ok 19 (corrupt 2, encrypted 4)" in text
     assert "pages      1,234: ok 1,234" in text
     assert "7 min" in text
@@ -101,7 +102,7 @@ def test_the_summary_tells_the_counts_of_the_tables_and_how_to_look():
 
 def test_the_plan_tells_what_reading_will_take():
     survey = FrozenSurvey(0, "survey/000000", 1, 25, {"corrupt": 2, "encrypted": 4}, 300, 60, 250, 500_000)
-    text = plan_text(survey, 1000.0, "as given")
+    text = plan_text(survey, "pages", 1000.0, "as given")
     assert "25: 19 can be read, failed 6 (encrypted 4, corrupt 2)" in text
     assert "250 to read of 300" in text
     assert "about 8 min at 1,000 visual tokens/s (as given)" in text

@@ -9,7 +9,7 @@ from pathlib import Path
 from model.request import Prompt
 from pipeline.records import Failure, Unit
 from pipeline.replica import EngineThread, Replica
-from pipeline.rows import AnsweredUnit, DecodedPage, DecodedUnit, Row
+from pipeline.rows import AnsweredUnit, DecodedPiece, DecodedUnit, Row
 from tests.fakes import DirectLedger, FakeLoader
 from tests.pipeline.test_rows import facts, prompt
 
@@ -23,7 +23,7 @@ def drafted(key: str, draft_text: str) -> Prompt:
 def unit_row(number: int, drafts: list[str]) -> Row:
     unit = Unit("asset", f"/in/{number}.pdf", 10, "v1", number, number, 4)
     prompts = tuple(drafted(f"asset#{number}/{tile}", draft) for tile, draft in enumerate(drafts))
-    return DecodedUnit(unit, (DecodedPage(facts(number, len(drafts)), prompts),), ()).to_row()
+    return DecodedUnit(unit, (DecodedPiece(facts(number, len(drafts)), prompts),), ()).to_row()
 
 
 def answers_to(rows: list[Row], load_engine: FakeLoader) -> list[AnsweredUnit]:
@@ -37,7 +37,7 @@ def answers_to(rows: list[Row], load_engine: FakeLoader) -> list[AnsweredUnit]:
 def test_every_caller_gets_the_answers_to_its_own_prompts():
     rows = [unit_row(number, [f"{number} top", f"{number} bottom"]) for number in range(20)]
     answered = answers_to(rows, FakeLoader(max_batch_size=3, step_seconds=0.001))
-    texts = [[answer.text for answer in unit.pages[0].answers] for unit in answered]
+    texts = [[answer.text for answer in unit.pieces[0].answers] for unit in answered]
     assert texts == [[f"{number} top", f"{number} bottom"] for number in range(20)]
 
 
@@ -51,11 +51,11 @@ def test_calls_in_flight_fill_the_batch_across_units():
 
 def test_a_prompt_that_can_never_fit_fails_its_page_and_no_other():
     one, two = answers_to([unit_row(1, ["REFUSE me"]), unit_row(2, ["fine"])], FakeLoader())
-    (refused,) = one.pages[0].answers
+    (refused,) = one.pieces[0].answers
     assert isinstance(refused, Failure)
     assert refused.code == "infer_rejected"
     assert "never fit" in refused.message
-    assert two.pages[0].answers[0].text == "fine"
+    assert two.pieces[0].answers[0].text == "fine"
 
 
 def test_an_engine_that_is_given_only_refused_prompts_waits_for_the_next():

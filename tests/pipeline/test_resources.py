@@ -21,17 +21,22 @@ def job(**options) -> ParseJob:
     st.sampled_from(["1", "2", "1,4", "8,16"]),
     st.integers(0, 20),
     st.sampled_from(["auto", "cpu", "cuda"]),
+    st.sampled_from([1, 2, 4]),
 )
-def test_what_is_given_fits_or_is_refused(cpus, gpus, memory_gb, replicas, decoders, device):
+def test_what_is_given_fits_or_is_refused(cpus, gpus, memory_gb, replicas, decoders, device, tensor_parallel):
     cluster = Cluster(cpus=cpus, gpus=gpus, memory_bytes=memory_gb * GB)
     try:
-        given = allocate(job(replicas=replicas, decoders=decoders, device=device), cluster)
+        given = allocate(
+            job(replicas=replicas, decoders=decoders, device=device, tensor_parallel=tensor_parallel), cluster
+        )
     except ValueError:
         return
     fewest = given.replicas[0]
     used = given.decoders + fewest * given.replica_cpus + given.writers * WRITER_CPUS
     assert used + SPARE_CPUS <= cpus
     assert fewest * given.replica_gpus <= gpus
+    assert given.replica_gpus == (tensor_parallel if given.device == "cuda" else 0)
+    assert given.replica_cpus % tensor_parallel == 0
     assert given.decoders * given.decoder_memory_bytes <= cluster.memory_bytes
     assert given.child_memory_bytes > 0
     assert not decoders or given.decoders == decoders
@@ -53,6 +58,12 @@ def test_a_small_machine_holds_one_of_each():
     [
         ({"device": "cuda"}, Cluster(cpus=8, gpus=0, memory_bytes=64 * GB), "GPUs"),
         ({"replicas": "4", "device": "cuda"}, Cluster(cpus=64, gpus=2, memory_bytes=64 * GB), "fewer replicas"),
+        (
+            {"tensor_parallel": 4, "device": "cuda"},
+            Cluster(cpus=64, gpus=2, memory_bytes=64 * GB),
+            "less tensor_parallel",
+        ),
+        ({"tensor_parallel": 4}, Cluster(cpus=5, gpus=0, memory_bytes=64 * GB), "1 replicas .* need"),
         ({"decoders": 40}, Cluster(cpus=8, gpus=0, memory_bytes=256 * GB), "fewer decoders"),
         ({}, Cluster(cpus=8, gpus=0, memory_bytes=1 * GB), "less decoder_memory_mb"),
         ({}, Cluster(cpus=2, gpus=0, memory_bytes=64 * GB), "CPUs"),

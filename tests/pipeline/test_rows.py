@@ -5,7 +5,7 @@ import pytest
 
 from model.request import Prompt, Sampling
 from pipeline.records import ErrorCode, Failure, PageFacts, Stage, Unit
-from pipeline.rows import DecodedPage, DecodedUnit, unit_from_row, unit_to_row
+from pipeline.rows import DecodedPiece, DecodedUnit, unit_from_row, unit_to_row
 
 UNIT = Unit("asset", "/in/a.pdf", 10, "v1", 3, 6, 500)
 
@@ -31,7 +31,7 @@ def prompt(key: str, rows: int, columns: int) -> Prompt:
 @pytest.mark.parametrize("shapes", [[], [(2, 4)], [(2, 4), (6, 8), (2, 2)]])
 def test_a_decoded_unit_comes_out_as_it_went_in(shapes):
     prompts = [prompt(f"asset#3/{number}", *shape) for number, shape in enumerate(shapes)]
-    pages = (DecodedPage(facts(3, 1), ()), DecodedPage(facts(4, max(1, len(prompts))), tuple(prompts)))
+    pages = (DecodedPiece(facts(3, 1), ()), DecodedPiece(facts(4, max(1, len(prompts))), tuple(prompts)))
     failures = ((5, Failure(Stage.RENDER, ErrorCode.RENDER_CRASH, "crashed")),)
     row = DecodedUnit(UNIT, pages, failures).to_row()
     assert row["patches"].dtype == np.uint8
@@ -40,8 +40,8 @@ def test_a_decoded_unit_comes_out_as_it_went_in(shapes):
     assert len(row["rest"]) < 10_000
     back = DecodedUnit.from_row(row)
     assert (back.unit, back.failures) == (UNIT, failures)
-    assert [page.facts for page in back.pages] == [page.facts for page in pages]
-    for before, after in zip(prompts, back.pages[1].prompts, strict=True):
+    assert [page.facts for page in back.pieces] == [page.facts for page in pages]
+    for before, after in zip(prompts, back.pieces[1].prompts, strict=True):
         np.testing.assert_array_equal(after.patches_PC, before.patches_PC)
         np.testing.assert_array_equal(after.grids_G3, before.grids_G3)
         assert after.key == before.key

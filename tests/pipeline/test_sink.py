@@ -6,9 +6,11 @@ import pyarrow as pa
 import pytest
 
 from pipeline.books import Books
+from pipeline.kinds import DOCUMENT_KIND
+from pipeline.prompts import page_prompt
 from pipeline.records import ErrorCode, Failure, Stage, Unit
-from pipeline.rows import AnsweredPage, AnsweredUnit, Receipt, ReplicaLoad
-from pipeline.sink import PartWriter, SinkOptions, page_rows
+from pipeline.rows import AnsweredPiece, AnsweredUnit, Receipt, ReplicaLoad
+from pipeline.sink import PartWriter, SinkOptions, piece_rows
 from pipeline.store import Store, StoreOptions
 from tests.fakes import completion
 from tests.pipeline.test_replica import drafted
@@ -19,7 +21,9 @@ REJECTED = Failure(Stage.INFER, ErrorCode.INFER_REJECTED, "too long")
 
 
 def options(output: str = "out") -> SinkOptions:
-    return SinkOptions(store=StoreOptions(), output=output, epoch=0, output_format="markdown", keep_raw=False)
+    return SinkOptions(
+        store=StoreOptions(), output=output, epoch=0, kind=DOCUMENT_KIND, prompt=page_prompt("markdown"), keep_raw=False
+    )
 
 
 def answered_unit(number: int = 1) -> AnsweredUnit:
@@ -27,15 +31,15 @@ def answered_unit(number: int = 1) -> AnsweredUnit:
     unit = Unit(f"asset{number}", f"/in/{number}.pdf", 10, "v1", 3, 6, 500)
     top, bottom = (completion(drafted(f"key/{text}", text)) for text in ("# Top", "bottom"))
     pages = (
-        AnsweredPage(facts(3, 2), (top, bottom)),
-        AnsweredPage(replace(facts(4, 1), is_blank=True), ()),
-        AnsweredPage(facts(5, 2), (top, REJECTED)),
+        AnsweredPiece(facts(3, 2), (top, bottom)),
+        AnsweredPiece(replace(facts(4, 1), is_blank=True), ()),
+        AnsweredPiece(facts(5, 2), (top, REJECTED)),
     )
     return AnsweredUnit(unit, pages, ((6, CRASH),), ReplicaLoad("r", 10, 0.5))
 
 
 def test_every_page_of_a_unit_has_one_row_in_order():
-    rows = page_rows(answered_unit(), options())
+    rows = piece_rows(answered_unit(), options())
     assert [(row.page_no, row.status) for row in rows] == [(3, "ok"), (4, "blank"), (5, "failed"), (6, "failed")]
     assert rows[0].markdown == "# Top\n\nbottom"
     assert [row.failure for row in rows] == [None, None, REJECTED, CRASH]
@@ -45,8 +49,8 @@ def test_every_page_of_a_unit_has_one_row_in_order():
 @pytest.mark.parametrize("lost", [0, 1, 2])
 def test_a_page_lost_on_the_way_is_a_broken_invariant(lost):
     whole = answered_unit()
-    with pytest.raises(AssertionError, match="pages"):
-        page_rows(replace(whole, pages=whole.pages[:lost] + whole.pages[lost + 1 :]), options())
+    with pytest.raises(AssertionError, match="pieces"):
+        piece_rows(replace(whole, pieces=whole.pieces[:lost] + whole.pieces[lost + 1 :]), options())
 
 
 def test_a_batch_becomes_one_part_and_its_receipt(tmp_path):
@@ -54,7 +58,7 @@ def test_a_batch_becomes_one_part_and_its_receipt(tmp_path):
     units = [answered_unit(1), answered_unit(2)]
     batch = pa.Table.from_pylist([unit.to_row() for unit in units])
     (receipt,) = (Receipt.from_row(row) for row in PartWriter(options(output))(batch).to_pylist())
-    assert (receipt.units, receipt.pages) == (2, 8)
+    assert (len(receipt.asset_ids), receipt.pieces, receipt.found) == (2, 8, 4)
     assert receipt.failed == ("infer_rejected", "render_crash") * 2
     assert receipt.tokens_out == 2 * len("# Topbottom")
     books = Books(Store(), output)
@@ -71,6 +75,8 @@ def test_a_part_written_twice_stays_as_it_was_first(tmp_path):
     PartWriter(options(output))(pa.Table.from_pylist([unit.to_row()]))
     part = Books(Store(), output).part_uri(0, [unit.unit.unit_id])
     before = Store().stat(part)
-    again = replace(unit, pages=(replace(unit.pages[0], facts=replace(facts(3, 2), decode_ms=99.0)), *unit.pages[1:]))
+    again = replace(
+        unit, pieces=(replace(unit.pieces[0], facts=replace(facts(3, 2), decode_ms=99.0)), *unit.pieces[1:])
+    )
     PartWriter(options(output))(pa.Table.from_pylist([again.to_row()]))
     assert Store().stat(part) == before

@@ -1,0 +1,105 @@
+"""How a job runs from its flags to its exit status, whatever it reads."""
+
+import argparse
+import os
+import signal
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from types import FrameType
+from typing import TypeVar
+
+from jobs.cluster import connected
+from pipeline.flow import Setup, Superseded, cluster, find_survey, prepare, run
+from pipeline.job import IndexJob, Job, ParseJob, resolve_model
+from pipeline.lease import Occupied, hold
+from pipeline.manifest import Manifest
+from pipeline.progress import plan_text, summary_text
+from pipeline.resources import allocate, reading_speed
+from pipeline.store import absolute
+
+DONE, NOT_DONE, BAD_JOB, STOPPED = 0, 1, 2, 130
+EXIT_STATUS = """\
+exit status: 0 done, 1 more than --max-failure-rate of the inputs failed or the job could not be finished,
+2 the job cannot be run as given, 130 stopped (run it again to go on)"""
+AnyJob = TypeVar("AnyJob", bound=Job)
+
+
+def add_run_flags(parser: argparse.ArgumentParser) -> None:
+    """The flags that `run_job` looks at."""
+    parser.add_argument(
+        "--take-over", action="store_true", help="go on with a job that another run is working on: end that"
+    )
+    parser.add_argument("--plan", action="store_true", help="open every input, tell what reading would take, and stop")
+
+
+def run_job(name: str, make: Callable[[], ParseJob | IndexJob], flags: argparse.Namespace) -> int:
+    """Makes, checks and runs the job, or only plans it; what goes wrong is told on stderr under its `name`.
+
+    Returns the exit status.
+    """
+    try:
+        job = make()
+        setup = prepare(job)
+    except ValueError as error:
+        return _refuse(name, error)
+    if setup.finished and not flags.plan:
+        print(f"This job is done already; nothing to do.\n{summary_text(setup.finished, setup.kind, job.output)}")
+        return _exit_status(name, setup.finished, job)
+    try:
+        with hold(setup.books.store, job.output, take_over=flags.take_over), connected():
+            signal.signal(signal.SIGTERM, interrupt)  # after ray.init, which sets its own
+            return _work(name, setup, plan_only=flags.plan)
+    except (Occupied, ConnectionError) as error:
+        return _refuse(name, error)
+    except KeyboardInterrupt:
+        print(f"\n{name}: stopped. What is done is kept: the same command goes on from there.", file=sys.stderr)
+        return STOPPED
+
+
+def with_absolute_paths(job: AnyJob) -> AnyJob:
+    """The job as actors, which live in other folders, can use it. Raises ValueError."""
+    is_our_own_folder = resolve_model(job.model) == job.model and Path(job.model).is_dir()
+    return replace(
+        job,
+        input=absolute(job.input),
+        output=absolute(job.output),
+        model=os.path.abspath(job.model) if is_our_own_folder else job.model,
+    )
+
+
+def interrupt(signum: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+def _work(name: str, setup: Setup, *, plan_only: bool) -> int:
+    try:
+        resources = allocate(setup.job, cluster())
+    except ValueError as error:
+        return _refuse(name, error)
+    if plan_only:
+        survey = find_survey(setup, resources, sys.stderr)
+        speed, basis = reading_speed(setup.job, resources)
+        print(plan_text(survey, setup.kind.pieces, speed, basis, setup.media.plan))
+        return DONE
+    try:
+        manifest = run(setup, resources, sys.stderr)
+    except Superseded as error:
+        print(f"{name}: {error}", file=sys.stderr)
+        return NOT_DONE
+    print(summary_text(manifest, setup.kind, setup.job.output))
+    return _exit_status(name, manifest, setup.job)
+
+
+def _exit_status(name: str, manifest: Manifest, job: Job) -> int:
+    if manifest.failure_rate <= job.max_failure_rate:
+        return DONE
+    failed = f"{100 * manifest.failure_rate:.1f} % of the inputs failed"
+    print(f"{name}: {failed}, more than --max-failure-rate {job.max_failure_rate:g}", file=sys.stderr)
+    return NOT_DONE
+
+
+def _refuse(name: str, error: Exception) -> int:
+    print(f"{name}: {error}", file=sys.stderr)
+    return BAD_JOB

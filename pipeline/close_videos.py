@@ -1,0 +1,119 @@
+"""The videos, windows, events and chapters of a shard, from its assets and the rows of its windows."""
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import pyarrow as pa
+
+from pipeline.event_tables import chapters_table, events_table
+from pipeline.merge_events import chapters_of, merge_events
+from pipeline.records import (
+    Chapter,
+    DocumentStatus,
+    ErrorCode,
+    Event,
+    Failure,
+    Stage,
+    WindowEvent,
+    WindowSpan,
+    WindowStatus,
+)
+from pipeline.video_tables import VIDEO_FACTS, VideoRow, videos_table, windows_table
+from pipeline.video_windows import PlannedWindow, plan_windows
+
+_EMPTY: dict[pa.DataType, Any] = {pa.string(): "", pa.bool_(): False}
+_TRUNCATED = (ErrorCode.TRUNCATED_FILE.value,)
+
+
+def video_tables(assets: pa.Table, windows: pa.Table) -> dict[str, pa.Table]:
+    """The tables by name. `assets`: ASSETS rows in order; `windows`: WINDOW_PARTS rows, every one once, in order."""
+    videos: list[VideoRow] = []
+    events: list[Event] = []
+    chapters: list[Chapter] = []
+    start = 0
+    planned: list[PlannedWindow] = []
+    for asset in assets.to_pylist():
+        rows = windows.slice(start, asset["pages"]).to_pylist()
+        start += asset["pages"]
+        assert all(row["video_id"] == asset["asset_id"] for row in rows)
+        facts = json.loads(asset["info"]) if asset["info"] else {}
+        plan = plan_windows(facts["duration_us"], facts["window_us"], facts["step_us"]) if facts else ()
+        assert len(plan) == len(rows), f"{asset['uri']}: {len(rows)} windows of {len(plan)}"
+        planned += plan
+        merged = merge_events(asset["asset_id"], [_with_span(row) for row in rows if row["status"] != "failed"])
+        videos.append(_video_row(asset, facts, rows, len(merged)))
+        events += merged
+        chapters += chapters_of(merged)
+    return {
+        "videos": videos_table(videos),
+        "windows": windows_table(_with_times(windows, planned)),
+        "events": events_table(events),
+        "chapters": chapters_table(chapters),
+    }
+
+
+def _with_times(windows: pa.Table, planned: Sequence[PlannedWindow]) -> pa.Table:
+    """The windows with the times of their plan: one that failed was written without."""
+    for name in ("start_us", "end_us", "core_end_us"):
+        times = pa.array([getattr(window, name) for window in planned], pa.int64())
+        windows = windows.set_column(windows.schema.get_field_index(name), windows.schema.field(name), times)
+    return windows
+
+
+def _with_span(row: dict[str, Any]) -> tuple[WindowSpan, list[WindowEvent]]:
+    span = WindowSpan(row["window_no"], row["start_us"], row["end_us"], tuple(row["frame_us"]), row["origin_us"])
+    events = [WindowEvent(**event | {"flags": tuple(event["flags"])}) for event in row["window_events"]]
+    return span, events
+
+
+def _video_row(
+    asset: dict[str, Any], facts: dict[str, Any], windows: Sequence[dict[str, Any]], events: int
+) -> VideoRow:
+    count = {status: sum(row["status"] == status for row in windows) for status in WindowStatus}
+    status, failure = _outcome(asset, windows)
+    time_base = facts.get("time_base", (0, 1))
+    facts = facts | {"time_base_num": time_base[0], "time_base_den": time_base[1]}
+    return VideoRow(
+        video_id=asset["asset_id"],
+        source_uri=asset["uri"],
+        source_etag=asset["etag"],
+        source_size=asset["size"],
+        media_type=asset["media_type"],
+        filename=asset["uri"].rsplit("/", 1)[-1],
+        status=status,
+        failure=failure,
+        facts={fact.name: facts.get(fact.name, _EMPTY.get(fact.type, 0)) for fact in VIDEO_FACTS},
+        is_truncated=any(_is_truncated(row) for row in windows),
+        decode_errors=sum(row["decode_errors"] for row in windows),
+        corrupt_frames=sum(row["corrupt_frames"] for row in windows),
+        windows_ok=count[WindowStatus.OK],
+        windows_truncated=count[WindowStatus.TRUNCATED],
+        windows_failed=count[WindowStatus.FAILED],
+        events=events,
+        tokens_in=sum(row["tokens_in"] for row in windows),
+        tokens_out=sum(row["tokens_out"] for row in windows),
+        user=tuple(asset["user"]),
+    )
+
+
+def _outcome(asset: dict[str, Any], windows: Sequence[dict[str, Any]]) -> tuple[DocumentStatus, Failure | None]:
+    """A video's status, and the first thing that went wrong in it: failed windows before those cut off."""
+    if asset["error_code"]:
+        return DocumentStatus.FAILED, _failure(asset)
+    troubled = [row for status in ("failed", "truncated") for row in windows if row["status"] == status]
+    if troubled:
+        all_failed = all(row["status"] == "failed" for row in windows)
+        return DocumentStatus.FAILED if all_failed else DocumentStatus.PARTIAL, _failure(troubled[0])
+    if any(_is_truncated(row) for row in windows):
+        message = "the file ends before its header says"
+        return DocumentStatus.PARTIAL, Failure(Stage.RENDER, ErrorCode.TRUNCATED_FILE, message)
+    return DocumentStatus.OK, None
+
+
+def _is_truncated(row: dict[str, Any]) -> bool:
+    return row["error_code"] in _TRUNCATED or "truncated_file" in row["flags"]
+
+
+def _failure(row: dict[str, Any]) -> Failure:
+    return Failure(Stage(row["error_stage"]), ErrorCode(row["error_code"]), row["error_message"], row["attempts"])

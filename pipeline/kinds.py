@@ -1,0 +1,92 @@
+"""What sets documents and videos apart once they are rows: their tables, and how an answer becomes a row of them."""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+import pyarrow as pa
+
+from model.request import Completion
+from pipeline.close_documents import document_tables
+from pipeline.close_videos import video_tables
+from pipeline.parse_pages import failed_page, parse_page, skipped_page
+from pipeline.parse_windows import failed_window, parse_window
+from pipeline.prompts import PagePrompt, VideoPrompt
+from pipeline.records import Failure, PageFacts, PageRow, WindowFacts, WindowRow
+from pipeline.tables import PARTS, parts_table
+from pipeline.video_tables import WINDOW_PARTS, window_parts_table
+
+PieceRow = PageRow | WindowRow
+Prompt = PagePrompt | VideoPrompt
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Kind:
+    """The tables of one kind of media, and what its rows are made by."""
+
+    assets: str  # the table with a row for each input
+    pieces: str  # the table with a row for each piece
+    found: str  # the table of what was found in them
+    asset_id: str  # the columns that name a piece
+    piece_no: str
+    parts: pa.Schema  # the rows of pieces as the reading pass writes them
+    parts_table: Callable[[Iterable[tuple[str, PieceRow]]], pa.Table]
+    parse: Callable[[str, PageFacts | WindowFacts, Sequence[Completion], Prompt, bool], PieceRow]
+    failed: Callable[[str, int, Failure], PieceRow]
+    skipped: Callable[[str, int], PieceRow]
+    tables: Callable[[pa.Table, pa.Table], dict[str, pa.Table]]  # of (ASSETS, parts) of a shard, each piece once
+
+
+def _parse_page(
+    doc_id: str, facts: PageFacts | WindowFacts, completions: Sequence[Completion], prompt: Prompt, keep_raw: bool
+) -> PieceRow:
+    assert isinstance(facts, PageFacts)
+    assert isinstance(prompt, PagePrompt)
+    return parse_page(doc_id, facts, completions, prompt.output, keep_raw=keep_raw)
+
+
+def _parse_window(
+    video_id: str, facts: PageFacts | WindowFacts, completions: Sequence[Completion], prompt: Prompt, keep_raw: bool
+) -> PieceRow:
+    assert isinstance(facts, WindowFacts)
+    assert isinstance(prompt, VideoPrompt)
+    return parse_window(video_id, facts, completions, prompt, keep_raw=keep_raw)
+
+
+def _page_parts(rows: Iterable[tuple[str, PieceRow]]) -> pa.Table:
+    return parts_table((unit_id, row) for unit_id, row in rows if isinstance(row, PageRow))
+
+
+def _window_parts(rows: Iterable[tuple[str, PieceRow]]) -> pa.Table:
+    return window_parts_table((unit_id, row) for unit_id, row in rows if isinstance(row, WindowRow))
+
+
+def _no_window_is_skipped(video_id: str, window_no: int) -> PieceRow:
+    raise AssertionError(f"window {window_no} of {video_id} is in no unit")
+
+
+DOCUMENT_KIND = Kind(
+    assets="documents",
+    pieces="pages",
+    found="blocks",
+    asset_id="doc_id",
+    piece_no="page_no",
+    parts=PARTS,
+    parts_table=_page_parts,
+    parse=_parse_page,
+    failed=failed_page,
+    skipped=skipped_page,
+    tables=document_tables,
+)
+VIDEO_KIND = Kind(
+    assets="videos",
+    pieces="windows",
+    found="events",
+    asset_id="video_id",
+    piece_no="window_no",
+    parts=WINDOW_PARTS,
+    parts_table=_window_parts,
+    parse=_parse_window,
+    failed=failed_window,
+    skipped=_no_window_is_skipped,
+    tables=video_tables,
+)
