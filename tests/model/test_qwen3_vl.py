@@ -158,7 +158,10 @@ def test_every_size_of_the_family_has_the_published_number_of_parameters(size):
     ("text", "message"),
     [
         ({"rope_scaling": {"rope_type": "dynamic", "mrope_interleaved": True}}, "rope type is 'dynamic'"),
-        ({"rope_scaling": {"rope_type": "yarn", "mrope_section": [24, 20, 20]}}, "'factor' is missing"),
+        (
+            {"rope_scaling": {"rope_type": "yarn", "mrope_interleaved": True, "mrope_section": [24, 20, 20]}},
+            "'factor' is missing",
+        ),
         ({"rope_scaling": {"rope_type": "yarn", "mrope_interleaved": True, "mscale": 1}}, "mscale is 1"),
         ({"hidden_act": "gelu"}, "hidden_act is 'gelu'"),
         ({"hidden_size": 2048}, "out_hidden_size 4096 is not the text hidden_size 2048"),
