@@ -12,7 +12,7 @@ from bisect import bisect_right
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, NamedTuple, get_args
 
 import torch
 
@@ -84,6 +84,13 @@ class EngineOptions:
             raise ValueError(f"device {self.device!r} is one: with tensor_parallel {self.tensor_parallel} give cuda")
 
 
+class ThinkTokenIds(NamedTuple):
+    """The tokens around what a thinking model writes before its answer."""
+
+    open: int
+    close: int
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineStats:
     """Sums since the engine was made."""
@@ -115,10 +122,12 @@ class Engine:
         tokenizer: Any,
         options: EngineOptions,
         stop_token_ids: frozenset[int],
+        think_token_ids: ThinkTokenIds | None = None,
         followers: Followers | None = None,
     ) -> None:
         """`tokenizer` is asked for `decode(token_ids, skip_special_tokens=...)`, and for the drafts for
-        `encode(text, add_special_tokens=False).ids`; one of `stop_token_ids` ends any completion; `followers` are told
+        `encode(text, add_special_tokens=False).ids`; one of `stop_token_ids` ends any completion; `think_token_ids`
+        open and close the reasoning of a thinking model; `followers` are told
         what this engine is given, when the network is spread over them.
 
         Raises ValueError for an attention implementation that cannot be used here.
@@ -133,6 +142,7 @@ class Engine:
         self._followers = followers
         self._tokenizer = tokenizer
         self._stop_token_ids = stop_token_ids
+        self._think_token_ids = think_token_ids
         self._cache_room = num_blocks * options.block_size
         self._context = network.config.text.max_position_embeddings
         yarn = network.config.text.yarn
@@ -169,7 +179,9 @@ class Engine:
             followers.close()
             raise
         followers.watch()
-        return cls(network, read_tokenizer(folder), options, read_stop_token_ids(folder), followers)
+        tokenizer = read_tokenizer(folder)
+        think_token_ids = find_think_token_ids(tokenizer)
+        return cls(network, tokenizer, options, read_stop_token_ids(folder), think_token_ids, followers)
 
     @property
     def has_work(self) -> bool:
@@ -203,6 +215,8 @@ class Engine:
         request = Request(prompt, max_new_tokens=limit, added_seconds=time.perf_counter())
         if prompt.draft_text and self._drafts:
             request.drafter = make_drafter(self._spellings(prompt.draft_text), self._is_format_token)
+        if self._think_token_ids and self._think_token_ids.open in prompt.token_ids_T[-2:]:  # a line break may follow
+            request.reasoning_end = None
         self._scheduler.add(request)
 
     def step(self) -> list[Completion]:
@@ -255,38 +269,68 @@ class Engine:
         """Appends the tokens up to one that ends the completion -> why it ends, if it does."""
         request = chunk.request
         request.steps += 1
-        request.computed += len(tokens) - 1  # what was accepted of the draft is in the cache
+        before = len(request.new_token_ids)
+        reason = self._append(request, tokens)
+        written = request.new_token_ids[before:]
+        request.computed += len(written) - 1  # what was accepted of the draft is in the cache
         if request.drafter:
             request.drafter.learn(len(chunk.draft), len(tokens) - 1)
-            request.drafter.follow([token.token_id for token in tokens])
+            request.drafter.follow(written)
+        return reason or ("repetition" if self._loops(request, len(written)) else None)
+
+    def _append(self, request: Request, tokens: list[SampledToken]) -> FinishReason | None:
+        """What follows a token that was replaced, or that ends the completion, does not count."""
         stops = self._stop_token_ids.union(request.prompt.sampling.stop_token_ids)
-        for token in tokens:
+        for chosen in tokens:
+            token = self._reason(request, chosen)
             request.new_token_ids.append(token.token_id)
             request.logprobs.append(token.logprob)
             if token.token_id in stops:
                 return "stop"
             if len(request.new_token_ids) == request.max_new_tokens:
                 return "length"
-        return "repetition" if self._loops(request, len(tokens)) else None
+            if token is not chosen:
+                break
+        return None
 
     def _loops(self, request: Request, num_new: int) -> bool:
         """Whether the answer has come to say the same over and over; asked anew every `CHECK_EVERY` tokens."""
         length = len(request.new_token_ids)
         if not request.prompt.sampling.stop_at_loops or length // CHECK_EVERY == (length - num_new) // CHECK_EVERY:
             return False
-        return clean_length(self._text(request.new_token_ids)) is not None
+        return clean_length(self._decode(request.new_token_ids)) is not None
+
+    def _reason(self, request: Request, token: SampledToken) -> SampledToken:
+        """Keeps track of whether a request still reasons. Reasoning that reached its limit is closed: that token is
+        ours, with the log probability 0. A model whose template does not open its reasoning may do so first."""
+        if self._think_token_ids is None:
+            return token
+        written = len(request.new_token_ids)
+        if written == 0 and token.token_id == self._think_token_ids.open:
+            request.reasoning_end = None
+        elif request.reasoning_end is None:
+            if written == request.prompt.sampling.max_reasoning_tokens:
+                token = SampledToken(self._think_token_ids.close, 0.0)
+            if token.token_id == self._think_token_ids.close:
+                request.reasoning_end = written + 1
+        return token
 
     def _finish(self, request: Request, reason: FinishReason, now_seconds: float) -> Completion:
-        """The token that stopped the answer stays in `token_ids` and its probabilities, but not in the text."""
+        """The token that stopped the answer stays in `token_ids` and its probabilities, but not in the text. Reasoning
+        that never ended is all there is: the text is empty."""
         prompt = request.prompt
         self._scheduler.finish(request)
         self._runner.forget(prompt.key)
         self._keys.remove(prompt.key)
         assert request.started_seconds is not None, f"{prompt.key} finished before it started"
         text_tokens = self._text_tokens(request.new_token_ids, reason)
+        text_ids = request.new_token_ids[:text_tokens]
+        end = len(text_ids) if request.reasoning_end is None else request.reasoning_end
+        reasoning_ids = [token for token in text_ids[:end] if token not in (self._think_token_ids or ())]
         return Completion(
             key=prompt.key,
-            text=self._text(request.new_token_ids[:text_tokens]),
+            text=self._decode(text_ids[end:]).lstrip("\n" if end else ""),
+            reasoning=self._decode(reasoning_ids).strip() if end else "",
             token_ids=tuple(request.new_token_ids),
             prompt_tokens=len(prompt.token_ids_T),
             finish_reason=reason,
@@ -306,11 +350,12 @@ class Engine:
         first round, the last one whole."""
         if reason != "repetition":
             return len(token_ids) - (reason == "stop")
-        clean = clean_length(self._text(token_ids))
+        clean = clean_length(self._decode(token_ids))
         assert clean is not None, "a loop was seen and is gone"
-        return bisect_right(range(len(token_ids) + 1), clean, key=lambda count: len(self._text(token_ids[:count]))) - 1
+        counts = range(len(token_ids) + 1)
+        return bisect_right(counts, clean, key=lambda count: len(self._decode(token_ids[:count]))) - 1
 
-    def _text(self, token_ids: list[int]) -> str:
+    def _decode(self, token_ids: list[int]) -> str:
         return self._tokenizer.decode(token_ids, skip_special_tokens=True)
 
     def _spellings(self, text: str) -> list[list[int]]:
@@ -323,6 +368,12 @@ class Engine:
             text = self._tokenizer.decode([token_id], skip_special_tokens=False)
             self._formats[token_id] = not text.strip(FORMAT_CHARACTERS)
         return self._formats[token_id]
+
+
+def find_think_token_ids(tokenizer: Any) -> ThinkTokenIds | None:
+    """None for a tokenizer without the tags of reasoning."""
+    tags = [tokenizer.token_to_id(tag) for tag in ("<think>", "</think>")]
+    return None if None in tags else ThinkTokenIds(*tags)
 
 
 def _load(folder: Path, options: EngineOptions, group: Group) -> Qwen3VL:
@@ -347,7 +398,8 @@ def _follow(group: Group, leader: Leader, folder: Path, options: EngineOptions) 
     """The life of a rank beside rank 0: the same engine, told what to do; its completions are nobody's."""
     network = _load(folder, options, group)
     leader.say("loaded")
-    engine = Engine(network, read_tokenizer(folder), options, read_stop_token_ids(folder))
+    tokenizer = read_tokenizer(folder)
+    engine = Engine(network, tokenizer, options, read_stop_token_ids(folder), find_think_token_ids(tokenizer))
     for message in leader:
         if isinstance(message, Prompt):
             engine.add(message)

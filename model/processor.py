@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from tokenizers import Tokenizer
 
-from model.config import ModelConfig, read_config
+from model.config import ModelConfig, extended, read_config
 from model.positions import mrope_positions
 from model.request import Frames, Prompt, Sampling
 
@@ -166,6 +166,13 @@ class Processor:
             max_image_pixels=sizes["size"]["longest_edge"],
             video=read_video_sizes(folder),
         )
+
+    def check_context(self, max_context: int | None, rope_scaling_factor: float | None, longest: int) -> None:
+        """Raises ValueError for a context the checkpoint cannot serve, and for RoPE scaling, asked for or in its own
+        configuration, when no prompt with its answer takes more than `longest` tokens and so none needs it."""
+        config = extended(self.config, max_context, rope_scaling_factor)
+        if config.text.yarn:
+            extended(self.config, min(longest, config.text.max_position_embeddings), rope_scaling_factor)
 
     @property
     def pixel_multiple(self) -> int:

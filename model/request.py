@@ -22,7 +22,8 @@ class Sampling:
     whatever else is in the batch: token n is drawn from a generator seeded with (seed, n).
     """
 
-    max_new_tokens: int = 4096
+    max_new_tokens: int = 4096  # reasoning included
+    max_reasoning_tokens: int | None = None  # of a thinking model, which then has to answer; None: no limit of its own
     temperature: float = 0.0
     top_p: float = 1.0
     top_k: int = 0  # 0: all tokens
@@ -33,6 +34,8 @@ class Sampling:
     def __post_init__(self) -> None:
         if self.max_new_tokens < 1:
             raise ValueError(f"max_new_tokens must be at least 1, not {self.max_new_tokens}")
+        if self.max_reasoning_tokens is not None and self.max_reasoning_tokens < 1:
+            raise ValueError(f"max_reasoning_tokens must be at least 1, or None, not {self.max_reasoning_tokens}")
         if self.temperature < 0:
             raise ValueError(f"temperature must be 0 (greedy) or more, not {self.temperature}")
         if not 0 < self.top_p <= 1:
@@ -99,6 +102,7 @@ class Completion:
     drafted_tokens: int = 0  # proposed from the draft text
     accepted_tokens: int = 0  # of these, the ones the network wrote itself
     resumes: int = 0  # how often it was taken up again behind a loop, with another sampling
+    reasoning: str = ""  # what a thinking model wrote before its answer; no part of `text`
 
 
 def resumed_prompt(prompt: Prompt, token_ids: tuple[int, ...], sampling: Sampling) -> Prompt:
@@ -121,6 +125,7 @@ def resumed_completion(first: Completion, rest: Completion) -> Completion:
     return Completion(
         key=first.key,
         text=first.text + rest.text,
+        reasoning=first.reasoning + rest.reasoning,
         token_ids=kept + rest.token_ids,
         prompt_tokens=first.prompt_tokens,
         finish_reason=rest.finish_reason,

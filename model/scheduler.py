@@ -29,6 +29,7 @@ class Request:
     preemptions: int = 0
     steps: int = 0  # passes that gave it tokens
     drafter: Drafter | None = None
+    reasoning_end: int | None = 0  # how many of the new tokens are reasoning, its closing tag included; None: not over
 
     @property
     def num_tokens(self) -> int:

@@ -58,6 +58,7 @@ def prepare(job: ParseJob | IndexJob) -> Setup:
     Raises ValueError.
     """
     processor = Processor.from_pretrained(resolve_model(job.model))
+    processor.check_context(job.max_context or None, job.rope_scaling or None, job.longest_prompt_and_answer)
     processor.config.check_tensor_parallel(job.tensor_parallel)
     prompt: PagePrompt | VideoPrompt
     media: DocumentOptions | VideoOptions
@@ -243,7 +244,9 @@ def decode_options(setup: Setup, resources: Resources) -> DecodeOptions:
         media=setup.media,
         model=setup.job.model,
         instructions=setup.prompt.instructions,
-        sampling=Sampling(max_new_tokens=setup.job.max_new_tokens),
+        sampling=Sampling(
+            max_new_tokens=setup.job.max_new_tokens, max_reasoning_tokens=setup.job.max_reasoning_tokens or None
+        ),
         memory_bytes=resources.child_memory_bytes,
         piece_timeout_seconds=setup.job.piece_timeout_seconds,
     )
@@ -255,6 +258,10 @@ def engine_loader(setup: Setup, resources: Resources) -> EngineLoader:
         device=resources.device,
         dtype=None if setup.job.dtype == "auto" else setup.job.dtype,
         max_batch_size=resources.batch_size,
+        quantization=setup.job.quantization,
+        kv_cache_dtype=setup.job.kv_cache_dtype,
+        max_context=setup.job.max_context or None,
+        rope_scaling_factor=setup.job.rope_scaling or None,
         tensor_parallel=setup.job.tensor_parallel,
     )
 

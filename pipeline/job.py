@@ -14,6 +14,7 @@ from pipeline.store import StoreOptions
 
 SCHEMA_VERSION = 1  # of the tables and of _job.json
 CHECKOUT = Path(__file__).resolve().parents[1]
+INSTRUCTION_TOKENS = 1024  # a generous bound of what stands in a prompt beside the page
 SAMPLE_BYTES = 2**20
 MAX_SAMPLES = 64
 
@@ -37,7 +38,16 @@ class Job:
 
     model: str = _option("model/demo", "checkpoint: a folder, or a hub id such as Qwen/Qwen3-VL-8B-Instruct")
     max_new_tokens: int = _option(4096, "longest answer for a page or window; longer ones become 'truncated'")
+    max_reasoning_tokens: int = _option(
+        0, "most tokens of it that a thinking model may reason before it has to answer; 0: no limit of its own"
+    )
     dtype: str = _option("auto", "auto (float32 on cpu, the checkpoint's own on cuda), float32 or bfloat16")
+    quantization: str | None = _option(None, "fp8: the decoder's matrices as FP8 blocks, made at load")
+    kv_cache_dtype: str | None = _option(None, "fp8: the key/value cache in half the memory, less exact")
+    max_context: int = _option(0, "most tokens of a prompt and its answer; 0: what the checkpoint was made for")
+    rope_scaling: float = _option(
+        0.0, "YaRN factor, such as 2 or 3, for prompts longer than the model was trained on; 0: none"
+    )
     keep_raw: bool = _option(False, "keep what the model wrote in the column raw_output")
 
     device: str = _option("auto", "cpu, cuda, or auto: cuda when the cluster has GPUs")
@@ -58,11 +68,15 @@ class Job:
     def __post_init__(self) -> None:
         for name in ("max_new_tokens", "tensor_parallel"):
             _require(getattr(self, name) >= 1, f"{name} must be at least 1, not {getattr(self, name)}")
-        for name in ("batch_size", "decoders"):
+        for name in ("batch_size", "decoders", "max_reasoning_tokens", "max_context", "rope_scaling"):
             _require(getattr(self, name) >= 0, f"{name} must be 0 (automatic) or more, not {getattr(self, name)}")
         _require(bool(self.input), "input must name a folder, file, glob, bucket or manifest; it is empty")
         _require(bool(self.output), "output must name a folder or s3://bucket/prefix; it is empty")
         _require(self.dtype in DTYPES, f"dtype must be one of {', '.join(DTYPES)}, not {self.dtype!r}")
+        for name in ("quantization", "kv_cache_dtype"):
+            _require(
+                getattr(self, name) in (None, "fp8"), f"{name} must be fp8 or left out, not {getattr(self, name)!r}"
+            )
         _require(self.device in DEVICES, f"device must be one of {', '.join(DEVICES)}, not {self.device!r}")
         _require(
             self.decoder_memory_mb >= 1024, f"decoder_memory_mb must be at least 1024, not {self.decoder_memory_mb}"
@@ -91,6 +105,11 @@ class Job:
 
     @property
     def piece_timeout_seconds(self) -> float:
+        raise NotImplementedError
+
+    @property
+    def longest_prompt_and_answer(self) -> int:
+        """Tokens that a prompt and its answer may take, the instruction included, as far as the job says so."""
         raise NotImplementedError
 
     @property
@@ -133,8 +152,12 @@ class ParseJob(Job):
         return self.page_timeout_seconds
 
     @property
+    def longest_prompt_and_answer(self) -> int:
+        return self.max_tokens_per_page + self.max_new_tokens + INSTRUCTION_TOKENS
+
+    @property
     def answer_fields(self) -> tuple[str, ...]:
-        return ANSWER_FIELDS
+        return PARSE_ANSWER_FIELDS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -166,6 +189,10 @@ class IndexJob(Job):
         return self.window_timeout_seconds
 
     @property
+    def longest_prompt_and_answer(self) -> int:
+        return self.max_tokens_per_window + self.max_new_tokens + INSTRUCTION_TOKENS
+
+    @property
     def answer_fields(self) -> tuple[str, ...]:
         return INDEX_ANSWER_FIELDS
 
@@ -174,24 +201,19 @@ DTYPES = ("auto", "float32", "bfloat16")
 DEVICES = ("auto", "cpu", "cuda")
 # What the rows depend on; the rest only decides how fast and where they are made.
 ANSWER_FIELDS = (
-    "pages",
-    "max_pages",
-    "min_tokens_per_page",
-    "max_tokens_per_page",
     "max_new_tokens",
+    "max_reasoning_tokens",
     "dtype",
+    "quantization",
+    "kv_cache_dtype",
+    "max_context",
+    "rope_scaling",
     "keep_raw",
 )
+PARSE_ANSWER_FIELDS = ("pages", "max_pages", "min_tokens_per_page", "max_tokens_per_page", *ANSWER_FIELDS)
 INDEX_ANSWER_FIELDS = (
-    "query",
-    "question",
-    "fps",
-    "window_seconds",
-    "overlap_seconds",
-    "max_tokens_per_window",
-    "max_new_tokens",
-    "dtype",
-    "keep_raw",
+    *("query", "question", "fps", "window_seconds", "overlap_seconds", "max_tokens_per_window"),
+    *ANSWER_FIELDS,
 )
 
 

@@ -62,6 +62,7 @@ def parse_page(
         resumes=sum(completion.resumes for completion in completions),
         queue_ms=1000 * sum(completion.seconds_queued for completion in completions),
         infer_ms=1000 * sum(completion.seconds_running for completion in completions),
+        reasoning="\n".join(clean_text(completion.reasoning) for completion in completions if completion.reasoning),
         raw_output="\n".join(clean_text(completion.text) for completion in completions) if keep_raw else "",
         blocks=blocks,
     )
@@ -215,6 +216,7 @@ def _row_of(doc_id: str, facts: PageFacts) -> PageRow:
         decode_ms=facts.decode_ms,
         queue_ms=0.0,
         infer_ms=0.0,
+        reasoning="",
         raw_output="",
         blocks=(),
     )

@@ -245,6 +245,7 @@ class PageRow:
     decode_ms: float
     queue_ms: float
     infer_ms: float
+    reasoning: str  # what a thinking model wrote before its answers
     raw_output: str  # what the model wrote, when the job keeps it; otherwise ""
     blocks: tuple[Block, ...]
 

@@ -9,7 +9,7 @@ import uuid
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import Future
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Protocol
 
 import ray
@@ -53,15 +53,16 @@ class EngineLoader:
     dtype: str | None
     max_batch_size: int
     tensor_parallel: int
+    quantization: str | None = None
+    kv_cache_dtype: str | None = None
+    max_context: int | None = None
+    rope_scaling_factor: float | None = None
 
     def __call__(self) -> Engine:
         from model.engine import Engine, EngineOptions
 
         options = EngineOptions(
-            device=self.device,
-            dtype=self.dtype,
-            max_batch_size=self.max_batch_size,
-            tensor_parallel=self.tensor_parallel,
+            **{field.name: getattr(self, field.name) for field in fields(self) if field.name != "model"}
         )
         return Engine.from_pretrained(resolve_model(self.model), options)
 
@@ -191,7 +192,12 @@ class Replica:
     async def _answer_prompt(self, prompt: Prompt) -> Completion | Failure:
         """An answer that fell into a loop is taken up behind its clean beginning, drawn now and not greedy."""
         answer = await asyncio.wrap_future(self._thread.submit(prompt))
-        while isinstance(answer, Completion) and answer.finish_reason == "repetition" and answer.resumes < MAX_RESUMES:
+        while (
+            isinstance(answer, Completion)
+            and answer.finish_reason == "repetition"
+            and answer.resumes < MAX_RESUMES
+            and not answer.reasoning  # the rest could not tell reasoning from answer
+        ):
             written = answer.token_ids[: answer.text_tokens]
             sampling = replace(
                 prompt.sampling,

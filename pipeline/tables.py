@@ -105,6 +105,7 @@ PAGES = pa.schema(
         _column("decode_ms", _FLOAT, "milliseconds to render it"),
         _column("queue_ms", _FLOAT, "milliseconds its tiles waited for the model, added up"),
         _column("infer_ms", _FLOAT, "milliseconds its tiles were worked on, added up"),
+        _column("reasoning", _TEXT, 'what a thinking model wrote before its answer; otherwise ""'),
         _column("raw_output", _TEXT, 'what the model wrote, if the job keeps it; otherwise ""'),
     ]
 )
@@ -309,6 +310,7 @@ def _page_columns(row: PageRow) -> dict[str, Any]:
         "decode_ms": row.decode_ms,
         "queue_ms": row.queue_ms,
         "infer_ms": row.infer_ms,
+        "reasoning": row.reasoning,
         "raw_output": row.raw_output,
         "blocks": [_block_columns(block) for block in row.blocks],
     }

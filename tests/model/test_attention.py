@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import model.attention
-from model.attention import CachedChunk, KeyValueCache, paged_attention
+from model.attention import CachedChunk, KeyValueCache, checked_implementation, packed_attention, paged_attention
 
 HEADS, KEY_HEADS, HEAD_DIM = 6, 2, 8
 LAYERS, BLOCKS = 2, 12
@@ -99,3 +99,38 @@ def test_flash_attention_refuses_blocks_it_cannot_read():
     cache = KeyValueCache(*(torch.zeros(1, KEY_HEADS, 4, 16, HEAD_DIM) for _ in range(2)), torch.float32)
     with pytest.raises(ValueError, match="multiple of 256, not 16"):
         paged_attention(cache, [CachedChunk([0], 0, 3)], "flash_attention_2")
+
+
+def flash_packed_stand_in(q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, *, causal):
+    """`flash_attn_varlen_func` over packed sequences that see themselves whole; head dims it documents: multiples of 8
+    up to 256."""
+    assert not causal
+    assert q.shape[-1] % 8 == 0
+    assert q.shape[-1] <= 256
+    assert cu_seqlens_q.dtype == torch.int32
+    assert torch.equal(cu_seqlens_q, cu_seqlens_k)
+    assert cu_seqlens_q.diff().max() == max_seqlen_q == max_seqlen_k
+    output = torch.empty_like(q)
+    for start, end in pairwise(cu_seqlens_q.tolist()):
+        for head in range(q.shape[1]):
+            scores = (q[start:end, head] @ k[start:end, head].T) / q.shape[-1] ** 0.5
+            output[start:end, head] = scores.softmax(-1) @ v[start:end, head]
+    return output
+
+
+@pytest.mark.parametrize("head_dim", [64, 72])
+def test_the_heads_of_both_towers_go_through_flash_attention_as_through_torch(monkeypatch, head_dim):
+    monkeypatch.setattr(model.attention, "flash_attn_varlen_func", flash_packed_stand_in)
+    torch.manual_seed(0)
+    query, key, value = torch.randn(3, 5 + 5 + 12 + 4, 2, head_dim)
+    outputs = [
+        packed_attention(query, key, value, (5, 5, 12, 4), causal=False, implementation=implementation)
+        for implementation in ("sdpa", "flash_attention_2")
+    ]
+    torch.testing.assert_close(*outputs)
+
+
+def test_without_the_package_the_error_names_the_extra(monkeypatch):
+    monkeypatch.setattr(model.attention, "flash_attn_varlen_func", None)
+    with pytest.raises(ValueError, match=r"needs flash-attn: pip install '\.\[flash\]'"):
+        checked_implementation("flash_attention_2")

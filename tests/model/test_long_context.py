@@ -216,9 +216,11 @@ def video_memory(num_frames: int) -> tuple[int, int]:
     positions, following = mrope_positions(ids, grids, visual_token_ids=(IMAGE, VIDEO), merge_size=2)
     frame_PC = np.random.default_rng(0).integers(0, 256, (40 * 64, 768), dtype=np.uint8)
     patches = np.tile(frame_PC, (2 * num_frames, 1))
-    engine = Engine(network, Silent(), EngineOptions(max_step_tokens=2048, kv_cache_tokens=NATIVE), frozenset())
-    engine.add(Prompt("video", ids, positions, following, patches, grids, Sampling(max_new_tokens=1)))
+    prompt = Prompt("video", ids, positions, following, patches, grids, Sampling(max_new_tokens=1))
     before = resident("VmRSS")
+    options = EngineOptions(max_step_tokens=2048, kv_cache_tokens=len(ids) + 64)
+    engine = Engine(network, Silent(), options, frozenset())
+    engine.add(prompt)
     (completion,) = engine.drain()
     assert math.isfinite(completion.mean_logprob)
     return completion.prompt_tokens, resident("VmHWM") - before

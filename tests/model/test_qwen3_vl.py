@@ -124,17 +124,44 @@ def official_config(**text: object) -> dict:
     }  # fmt: skip
 
 
-def test_the_8b_configuration_has_the_published_number_of_parameters():
-    network = empty_model(parse_config(official_config()), device="meta", dtype=torch.bfloat16)
+SMALL_TOWER = {"depth": 24, "hidden_size": 1024, "intermediate_size": 4096, "deepstack_visual_indexes": [5, 11, 17]}
+FAMILY = {  # hidden, layers, query and key heads, intermediate, experts' intermediate, tied; parameters
+    "2B": (2048, 28, 16, 8, 6144, 0, True, 2_127_532_032),
+    "4B": (2560, 36, 32, 8, 9728, 0, True, 4_437_815_808),
+    "8B": (4096, 36, 32, 8, 12288, 0, False, 8_767_123_696),
+    "32B": (5120, 64, 64, 8, 25600, 0, False, 33_357_390_064),
+    "30B-A3B": (2048, 48, 32, 4, 6144, 768, False, 31_070_754_032),
+    "235B-A22B": (4096, 94, 64, 4, 12288, 1536, False, 235_670_022_896),
+}
 
-    assert sum(parameter.numel() for parameter in network.parameters()) == 8_767_123_696
+
+@pytest.mark.parametrize("size", FAMILY)
+def test_every_size_of_the_family_has_the_published_number_of_parameters(size):
+    """8B: the number its publisher gives; the others as transformers counts them on its meta device."""
+    hidden, layers, heads, key_heads, intermediate, of_expert, tied, parameters = FAMILY[size]
+    experts = {
+        "moe_intermediate_size": of_expert, "num_experts": 128, "num_experts_per_tok": 8, "decoder_sparse_step": 1,
+        "mlp_only_layers": [],
+    }  # fmt: skip
+    raw = official_config(
+        hidden_size=hidden, num_hidden_layers=layers, num_attention_heads=heads, num_key_value_heads=key_heads,
+        intermediate_size=intermediate, **(experts if of_expert else {}),
+    )  # fmt: skip
+    raw |= {"tie_word_embeddings": tied, "model_type": "qwen3_vl_moe" if of_expert else "qwen3_vl"}
+    raw["vision_config"] |= {"out_hidden_size": hidden} | (SMALL_TOWER if tied else {})
+    network = empty_model(parse_config(raw), device="meta", dtype=torch.bfloat16)
+
+    assert sum(parameter.numel() for parameter in network.parameters()) == parameters
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
         ({"rope_scaling": {"rope_type": "dynamic", "mrope_interleaved": True}}, "rope type is 'dynamic'"),
-        ({"rope_scaling": {"rope_type": "yarn", "mrope_interleaved": True}}, "'factor' is missing"),
+        (
+            {"rope_scaling": {"rope_type": "yarn", "mrope_interleaved": True, "mrope_section": [24, 20, 20]}},
+            "'factor' is missing",
+        ),
         ({"rope_scaling": {"rope_type": "yarn", "mrope_interleaved": True, "mscale": 1}}, "mscale is 1"),
         ({"hidden_act": "gelu"}, "hidden_act is 'gelu'"),
         ({"hidden_size": 2048}, "out_hidden_size 4096 is not the text hidden_size 2048"),

@@ -119,6 +119,13 @@ def assert_sound(row: PageRow) -> None:
         text.encode()  # no lone surrogate
 
 
+def test_reasoning_has_its_own_column_and_is_not_parsed():
+    answer = replace(completion("the answer"), reasoning="# is this a heading?")
+    row = parse_page("doc", FACTS, [answer], "markdown", keep_raw=True)
+    assert (row.reasoning, row.markdown, row.raw_output) == ("# is this a heading?", "the answer", "the answer")
+    assert [block.type for block in row.blocks] == ["paragraph"]
+
+
 def test_a_markdown_page_becomes_blocks_whose_spans_are_their_source() -> None:
     row = row_of(MARKDOWN, "markdown")
     assert_sound(row)

@@ -71,6 +71,7 @@ PAGE = PageRow(
     decode_ms=30.5,
     queue_ms=1.5,
     infer_ms=2000.0,
+    reasoning="because",
     raw_output="raw",
     blocks=(BLOCK, replace(BLOCK, order=1, type="paragraph", level=2, box=None, box_source="none", html="")),
 )
