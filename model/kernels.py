@@ -15,6 +15,7 @@ try:
 except ImportError:  # comes with torch's CUDA builds; `checked_implementation` says so where it is asked for
     triton = tl = None
 constexpr: Any = tl.constexpr if tl else int
+HAS_TRITON = triton is not None
 
 SMALLEST_TILE = 16  # rows; what the tensor cores multiply at least
 LARGEST_TILE = 64
