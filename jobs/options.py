@@ -10,7 +10,8 @@ from typing import Any, TypeVar
 
 import yaml
 
-from pipeline.store import StoreOptions
+from pipeline.books import Books
+from pipeline.store import Store, StoreOptions, absolute
 
 Job = TypeVar("Job")
 _METAVARS = {str: "TEXT", int: "N", float: "NUMBER"}
@@ -72,6 +73,15 @@ def add_store_options(parser: argparse.ArgumentParser) -> None:
 
 def store_options(flags: argparse.Namespace) -> StoreOptions:
     return StoreOptions(endpoint_url=flags.endpoint_url, profile=flags.profile, region=flags.region)
+
+
+def document_books(flags: argparse.Namespace) -> Books:
+    """The books of the document job whose output the flags name. Raises ValueError for those of videos."""
+    books = Books(Store(store_options(flags)), absolute(flags.output))
+    record = books.record()
+    if record and "max_tokens_per_page" not in record:
+        raise ValueError(f"{books.output} holds no tables of documents: those of videos are not understood here yet")
+    return books
 
 
 def _read_yaml(path: Path, kinds: dict[str, Any]) -> dict[str, Any]:

@@ -12,29 +12,29 @@ import sys
 from collections.abc import Sequence
 
 from jobs.cluster import connected
-from jobs.options import add_options, add_store_options, make_job, store_options
+from jobs.options import add_options, add_store_options, document_books, make_job
 from jobs.running import BAD_JOB, DONE, STOPPED, interrupt
 from pipeline.flow import Setup, Superseded, cluster, prepare, run
-from pipeline.job import ANSWER_FIELDS, ParseJob
+from pipeline.job import PARSE_ANSWER_FIELDS, ParseJob
 from pipeline.lease import Occupied, hold
 from pipeline.manifest import Manifest, read_manifest
 from pipeline.progress import summary_text
 from pipeline.records import ErrorCode
 from pipeline.resources import allocate
 from pipeline.retry import begin_retry
-from pipeline.store import Store, absolute
+from pipeline.store import absolute
 
-_FIXED = {"config", "input", "output", "model", "prompt", *ANSWER_FIELDS}
+_FIXED = {"config", "input", "output", "model", "prompt", *PARSE_ANSWER_FIELDS}
 _STORE = {"endpoint_url", "profile", "region"}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     flags = _parser().parse_args(argv)
     try:
-        output = absolute(flags.output)
-        manifest = read_manifest(Store(store_options(flags)), output)
+        books = document_books(flags)
+        manifest = read_manifest(books.store, books.output)
         if manifest is None:
-            raise ValueError(f"{output} holds no finished job: finish it first, with the command that began it")
+            raise ValueError(f"{books.output} holds no finished job: finish it first, with the command that began it")
         setup = prepare(retry_job(manifest, flags))
     except ValueError as error:
         print(f"retry_failed: {error}", file=sys.stderr)

@@ -5,11 +5,9 @@ import sys
 import time
 from collections.abc import Sequence
 
-from jobs.options import add_store_options, store_options
-from pipeline.books import Books
+from jobs.options import add_store_options, document_books
 from pipeline.progress import failures
 from pipeline.status import JobStatus, job_status
-from pipeline.store import Store, absolute
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -18,7 +16,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     add_store_options(parser)
     parser.add_argument("--every", type=float, metavar="SECONDS", help="show it again and again until the job is done")
     flags = parser.parse_args(argv)
-    books = Books(Store(store_options(flags)), absolute(flags.output))
+    try:
+        books = document_books(flags)
+    except ValueError as error:
+        print(f"status: {error}", file=sys.stderr)
+        return 2
     while True:
         status = job_status(books)
         print(report(status), flush=True)

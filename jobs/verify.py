@@ -4,9 +4,8 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from jobs.options import add_store_options, store_options
+from jobs.options import add_store_options, document_books
 from pipeline.audit import Recount, audit
-from pipeline.store import Store, absolute
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -15,10 +14,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     add_store_options(parser)
     flags = parser.parse_args(argv)
     try:
-        counted = audit(Store(store_options(flags)), absolute(flags.output))
+        books = document_books(flags)
     except ValueError as error:
         print(f"verify: {error}", file=sys.stderr)
         return 2
+    counted = audit(books.store, books.output)
     print(report(counted))
     return 1 if counted.differences else 0
 

@@ -71,6 +71,11 @@ class Books:
                 f"{self.output} was begun with other settings ({changes}): use the same, or another OUTPUT"
             )
 
+    def record(self) -> dict[str, str]:
+        """What `open` wrote: what this folder is for. Empty when there is nothing yet."""
+        uri = self._uri("job.json")
+        return json.loads(self.store.read(uri)) if self.store.exists(uri) else {}
+
     def claim_epoch(self) -> int:
         """A new epoch that no other driver has, with all earlier ones sealed."""
         newest = self.newest_epoch()

@@ -21,7 +21,7 @@ def document_tables(assets: pa.Table, pages: pa.Table) -> dict[str, pa.Table]:
 
 
 def document_rows(assets: pa.Table, pages: pa.Table) -> Iterable[DocumentRow]:
-    """One row for each asset, in order; `pages` as `shard_pages` made them."""
+    """One row for each asset, in order; `pages` as `shard_pieces` made them."""
     start = 0
     columns = pages.select([*_PAGE_COLUMNS, "tokens_in", "tokens_out"])
     for asset in assets.to_pylist():

@@ -14,7 +14,6 @@ from pipeline.store import StoreOptions
 
 SCHEMA_VERSION = 1  # of the tables and of _job.json
 CHECKOUT = Path(__file__).resolve().parents[1]
-WINDOW_TOKENS = 12_288  # the most visual tokens the official checkpoints take of a video when nobody says how many
 INSTRUCTION_TOKENS = 1024  # a generous bound of what stands in a prompt beside the page
 SAMPLE_BYTES = 2**20
 MAX_SAMPLES = 64
@@ -92,11 +91,6 @@ class Job:
         return StoreOptions(endpoint_url=self.endpoint_url, profile=self.profile, region=self.region)
 
     @property
-    def longest_prompt_and_answer(self) -> int:
-        """Tokens that a page or window and its answer may take, the instruction included."""
-        raise NotImplementedError
-
-    @property
     def replica_range(self) -> tuple[int, int]:
         """The fewest and the most replicas."""
         match = re.fullmatch(r"(\d+)(?:,(\d+))?", self.replicas)
@@ -111,6 +105,11 @@ class Job:
 
     @property
     def piece_timeout_seconds(self) -> float:
+        raise NotImplementedError
+
+    @property
+    def longest_prompt_and_answer(self) -> int:
+        """Tokens that a prompt and its answer may take, the instruction included, as far as the job says so."""
         raise NotImplementedError
 
     @property
@@ -145,10 +144,6 @@ class ParseJob(Job):
         selected_pages(self.pages, 1)
 
     @property
-    def longest_prompt_and_answer(self) -> int:
-        return self.max_tokens_per_page + self.max_new_tokens + INSTRUCTION_TOKENS
-
-    @property
     def piece_ranges(self) -> str:
         return self.pages
 
@@ -157,8 +152,12 @@ class ParseJob(Job):
         return self.page_timeout_seconds
 
     @property
+    def longest_prompt_and_answer(self) -> int:
+        return self.max_tokens_per_page + self.max_new_tokens + INSTRUCTION_TOKENS
+
+    @property
     def answer_fields(self) -> tuple[str, ...]:
-        return ANSWER_FIELDS
+        return PARSE_ANSWER_FIELDS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -186,13 +185,12 @@ class IndexJob(Job):
         )
 
     @property
-    def longest_prompt_and_answer(self) -> int:
-        visual = self.max_tokens_per_window or WINDOW_TOKENS
-        return 2 * visual + self.max_new_tokens + INSTRUCTION_TOKENS  # times and borders of frames are never more
-
-    @property
     def piece_timeout_seconds(self) -> float:
         return self.window_timeout_seconds
+
+    @property
+    def longest_prompt_and_answer(self) -> int:
+        return self.max_tokens_per_window + self.max_new_tokens + INSTRUCTION_TOKENS
 
     @property
     def answer_fields(self) -> tuple[str, ...]:
@@ -203,10 +201,6 @@ DTYPES = ("auto", "float32", "bfloat16")
 DEVICES = ("auto", "cpu", "cuda")
 # What the rows depend on; the rest only decides how fast and where they are made.
 ANSWER_FIELDS = (
-    "pages",
-    "max_pages",
-    "min_tokens_per_page",
-    "max_tokens_per_page",
     "max_new_tokens",
     "max_reasoning_tokens",
     "dtype",
@@ -216,21 +210,10 @@ ANSWER_FIELDS = (
     "rope_scaling",
     "keep_raw",
 )
+PARSE_ANSWER_FIELDS = ("pages", "max_pages", "min_tokens_per_page", "max_tokens_per_page", *ANSWER_FIELDS)
 INDEX_ANSWER_FIELDS = (
-    "query",
-    "question",
-    "fps",
-    "window_seconds",
-    "overlap_seconds",
-    "max_tokens_per_window",
-    "max_new_tokens",
-    "max_reasoning_tokens",
-    "dtype",
-    "quantization",
-    "kv_cache_dtype",
-    "max_context",
-    "rope_scaling",
-    "keep_raw",
+    *("query", "question", "fps", "window_seconds", "overlap_seconds", "max_tokens_per_window"),
+    *ANSWER_FIELDS,
 )
 
 

@@ -15,7 +15,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -91,9 +91,10 @@ class Grid:
 
 @contextmanager
 def grid() -> Iterator[Grid]:
-    with tempfile.TemporaryDirectory(prefix="ray", dir="/tmp") as folder:
+    with tempfile.TemporaryDirectory(prefix="ray", dir="/tmp", ignore_cleanup_errors=True) as folder:
         os.makedirs(os.path.join(folder, "ray"))
         os.environ |= {"RAY_TMPDIR": folder, "RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"}
+        os.environ["RAY_raylet_start_wait_time_s"] = "180"  # noqa: SIM112 - of a busy machine; Ray spells it so
         os.environ.pop("RAY_ADDRESS", None)
         options = {"num_cpus": 4, "object_store_memory": 100 * 2**20, "include_dashboard": False}
         cluster = Cluster(initialize_head=True, head_node_args=options)
@@ -123,11 +124,14 @@ def tables_of(output: Path) -> dict[str, pa.Table]:
 class Soak:
     """Jobs under fire, one after the other."""
 
-    def __init__(self, grid: Grid, work: Path, *, seed: int, engine: str, documents: int) -> None:
+    def __init__(
+        self, grid: Grid, work: Path, *, seed: int, engine: str, documents: int, targets: Sequence[str]
+    ) -> None:
         self._grid = grid
         self._work = work
         self._engine = engine
         self._random = random.Random(seed)
+        self._targets = targets
         self._inputs = work / "in"
         self._jobs = 0
         self.killed = Counter[str]()
@@ -155,7 +159,7 @@ class Soak:
                 if kills <= 0:
                     self._wait(driver, output)
                     continue
-                target = self._random.choice([target for target in TARGETS if target != "write"])
+                target = self._random.choice([target for target in self._targets if target != "write"])
                 moment = self._random.random() * self._seconds
                 try:
                     driver.wait(moment)
@@ -171,7 +175,7 @@ class Soak:
 
     def _start(self, output: Path, may_die: bool) -> subprocess.Popen[bytes]:
         write = ""
-        if may_die and self._random.random() < 1 / len(TARGETS):
+        if may_die and "write" in self._targets and self._random.random() < 1 / len(self._targets):
             write = f"{self._random.choice(('before', 'after'))} {self._random.randrange(WRITES)}"
             self._tell("write", write)
         return start_driver(self._grid.cluster.address, self._inputs, output, self._engine, write)
@@ -204,11 +208,19 @@ class Soak:
         assert driver.returncode == 0, f"the driver of {output} ended with {driver.returncode}:\n{log[-4000:]}"
 
 
-def soak(*, kills: int, seed: int, engine: str = "0.1", documents: int = 6, kills_per_job: int = 5) -> Counter[str]:
+def soak(
+    *,
+    kills: int,
+    seed: int,
+    engine: str = "0.1",
+    documents: int = 6,
+    kills_per_job: int = 5,
+    targets: Sequence[str] = TARGETS,
+) -> Counter[str]:
     """How many of each kind were killed, once all tables were right."""
     print(f"seed {seed}", flush=True)
     with grid() as nodes, tempfile.TemporaryDirectory(prefix="soak") as work:
-        under_fire = Soak(nodes, Path(work), seed=seed, engine=engine, documents=documents)
+        under_fire = Soak(nodes, Path(work), seed=seed, engine=engine, documents=documents, targets=targets)
         while under_fire.killed.total() < kills:
             under_fire.run_job(min(kills_per_job, kills - under_fire.killed.total()))
         print(
@@ -225,6 +237,7 @@ def main() -> None:
     parser.add_argument("--engine", default="0.1", help="seconds of a step of the stub engine, or demo for the model")
     parser.add_argument("--documents", type=int, default=6)
     parser.add_argument("--kills-per-job", type=int, default=5)
+    parser.add_argument("--targets", nargs="+", choices=TARGETS, default=TARGETS, help="who may die")
     soak(**vars(parser.parse_args()))
 
 

@@ -9,8 +9,9 @@ from PIL import Image
 from tiny import their_pixels
 from transformers import AutoTokenizer
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+from transformers.models.qwen3_vl.video_processing_qwen3_vl import smart_resize
 
-from model.processor import Processor, frame_patches, resize_dimensions
+from model.processor import Processor, VideoSizes, frame_patches, resize_dimensions
 from model.request import Frames, Prompt, Sampling
 from model.vision import PatchEmbedding
 
@@ -43,6 +44,15 @@ def test_sizes_follow_the_official_rule(height, width, new_height, new_width):
     size = resize_dimensions(height, width, multiple=32, min_pixels=65536, max_pixels=16777216)
 
     assert size == (new_height, new_width)
+
+
+@pytest.mark.parametrize(("min_pixels", "max_pixels"), [(4096, 1572864), (4096, 25165824), (600_000, 25165824)])
+@pytest.mark.parametrize(("height", "width"), [(96, 160), (720, 1280), (1080, 1920), (20, 300), (1440, 1080), (33, 95)])
+@pytest.mark.parametrize("frames", [2, 4, 20, 120, 256, 768])
+def test_frames_of_videos_follow_the_official_rule(frames, height, width, min_pixels, max_pixels):
+    sizes = VideoSizes(fps=2.0, max_frames=768, min_pixels=min_pixels, max_pixels=max_pixels)
+    theirs = smart_resize(frames, height, width, factor=32, min_pixels=min_pixels, max_pixels=max_pixels)
+    assert sizes.frame_dimensions(frames, height, width, multiple=32) == theirs
 
 
 def test_sizes_under_a_page_budget():

@@ -7,6 +7,7 @@ import pyarrow.parquet as pq
 from jobs.status import main
 from pipeline.close import close_shard
 from pipeline.job import ParseJob
+from pipeline.kinds import DOCUMENT_KIND
 from pipeline.manifest import make_manifest, write_manifest
 from pipeline.status import job_status
 from tests.pipeline.test_close import PAGES_OF, frozen_job
@@ -20,7 +21,7 @@ def test_what_is_shown_while_a_job_runs_is_what_its_tables_hold_in_the_end(tmp_p
     assert (running.finished, running.epochs, running.pages.total()) == (False, 1, survey.unit_pages)
     epoch = books.claim_epoch()
     assert job_status(books).pages == running.pages
-    closed = close_shard(books, survey, 0, books.sealed(epoch))
+    closed = close_shard(books, survey, 0, books.sealed(epoch), DOCUMENT_KIND)
     write_manifest(
         books.store,
         output,

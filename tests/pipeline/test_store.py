@@ -524,3 +524,25 @@ def test_a_long_listing_is_streamed_page_by_page(faulty: FaultyS3) -> None:
     assert len(faulty.asked) == 1
     assert [asset.uri for asset in listing] == ["s3://bucket/b", "s3://bucket/c", "s3://bucket/d+"]
     assert "continuation-token=page-2" in faulty.asked[-1]
+
+
+FULL_DISK = """
+import resource, sys
+from pipeline.store import Store
+resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
+for write in (Store().put, Store().put_if_absent):
+    try:
+        write(sys.argv[1], bytes(5000))
+    except OSError as error:
+        print(error.strerror)
+"""
+
+
+def test_a_disk_without_room_is_an_error_and_leaves_no_half_of_an_object(tmp_path: Path) -> None:
+    """The limit of a file's size stands for the disk's: the write breaks off in the middle in the same way."""
+    command = [sys.executable, "-c", FULL_DISK, str(tmp_path / "out" / "part.parquet")]
+    done = subprocess.run(
+        command, cwd=Path(__file__).parents[2], capture_output=True, text=True, timeout=60, check=True
+    )
+    assert done.stdout.splitlines() == ["File too large"] * 2
+    assert list((tmp_path / "out").iterdir()) == []

@@ -126,8 +126,8 @@ def inputs(tmp_path):
 def test_pages_that_kill_the_engine_fail_alone_and_the_job_ends(ray_address, inputs, tmp_path):
     job = ParseJob(input=str(inputs), output=str(tmp_path / "out"))
     manifest = run(prepare(job), SMALL, io.StringIO(), load_engine=FakeLoader(kills="POISON"))
-    assert manifest.pages.by_error == {"infer_crash": 1}
-    assert manifest.pages.by_status == {"failed": 1, "ok": 10}
+    assert manifest.pieces.by_error == {"infer_crash": 1}
+    assert manifest.pieces.by_status == {"failed": 1, "ok": 10}
     rows = pq.read_table(tmp_path / "out" / "pages").to_pylist()
     failed = [row for row in rows if row["status"] == "failed"]
     assert [row["page_no"] for row in failed] == [4]

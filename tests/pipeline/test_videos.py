@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from transformers.models.qwen3_vl.processing_qwen3_vl import Qwen3VLProcessor
 
 from model.processor import Processor
 from model.request import Frames, Sampling
@@ -86,6 +87,19 @@ def test_every_frame_is_shown_at_its_own_time_and_the_prompt_says_so(name, tmp_p
         told = [float(part.split(" seconds>")[0]) for part in text.split("<")[1:] if " seconds>" in part]
         pairs = [(seconds[at], seconds[min(at + 1, len(seconds) - 1)]) for at in range(0, len(seconds), 2)]
         np.testing.assert_allclose(told, [sum(pair) / 2 for pair in pairs], atol=0.0501)
+
+
+@pytest.mark.parametrize("rate", [1, 2, 3, 5, 10, 12, 15, 24, 25, 30, 48, 50, 60, 100, 120])
+def test_of_a_constant_rate_the_prompt_says_what_transformers_says(rate, tmp_path, demo):
+    """Their processor is given the numbers of the frames that were sampled, and the true rate."""
+    write_frames(tmp_path / "a.mp4", steps(7 * rate, 120_000 // rate), Fraction(1, 120_000), codec_options={"bf": "0"})
+    _, (window,) = read_all(tmp_path / "a.mp4", options())
+    seconds = [time_us / 1e6 for time_us in window.facts.span.frame_us]
+    prompt = demo.encode("key", [Frames(window.frames_THWC, tuple(seconds))], Sampling())
+    text = demo.tokenizer.decode(prompt.token_ids_T, skip_special_tokens=True)
+    numbers = [round(second * rate) for second in seconds]
+    theirs = Qwen3VLProcessor._calculate_timestamps(None, numbers, rate, 2)
+    assert "".join(f"<{time:.1f} seconds>" for time in theirs) in text
 
 
 def test_there_are_forty_sources():
