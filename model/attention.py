@@ -39,11 +39,11 @@ def checked_implementation(name: str, device: torch.device) -> AttentionImplemen
     Raises ValueError that names the choices, or what to install.
     """
     if name == "auto":
-        return "triton" if device.type == "cuda" and kernels.triton else "sdpa"
+        return "triton" if device.type == "cuda" and kernels.HAS_TRITON else "sdpa"
     if name == "sdpa":
         return "sdpa"
     if name == "triton":
-        if kernels.triton is None:
+        if not kernels.HAS_TRITON:
             raise ValueError("attn_implementation 'triton' needs triton: pip install triton")
         return "triton"
     if name != "flash_attention_2":

@@ -7,7 +7,7 @@ import torch
 from model import kernels
 from model.attention import CachedChunk, KeyValueCache, paged_attention
 
-if kernels.triton is None or not kernels.triton.knobs.runtime.interpret:
+if not kernels.HAS_TRITON or not kernels.triton.knobs.runtime.interpret:
     pytest.skip("needs Triton's interpreter: conftest asks for it where there is no GPU", allow_module_level=True)
 
 MIXED = ((16, 17), (0, 5), (30, 47), (5, 6), (63, 64), (40, 45))
