@@ -14,6 +14,7 @@ try:
     from triton import language as tl
 except ImportError:  # comes with torch's CUDA builds; `checked_implementation` says so where it is asked for
     triton = tl = None
+HAS_TRITON = triton is not None
 constexpr: Any = tl.constexpr if tl else int
 HAS_TRITON = triton is not None
 
