@@ -36,10 +36,10 @@ from model.weights import from_pretrained, save_weights
 
 PEAK_LEARNING_RATE = 3e-3
 WARM_UP_STEPS = 100
-COOL_DOWN_SHARE = 0.3  # of the time, at its end: the learning rate falls to nothing
+COOL_DOWN_SHARE = 0.35  # of the time, at its end: the learning rate falls to nothing
 PASS_MARKS = (0.4, 0.5, 0.85)  # accuracy on a rung that lets the next one in; the last mark is that of all further ones
-HTML_FROM_RUNG, HTML_SHARE = 2, 0.12  # the rungs that also ask for `qwenvl html`
-CLIPS_FROM_RUNG, CLIP_SHARE = 0, 0.15
+HTML_FROM_RUNG, HTML_SHARE = 3, 0.1  # the rungs that also ask for `qwenvl html`
+CLIPS_FROM_RUNG, CLIP_SHARE = 0, 0.12
 NEWEST_SHARE = 0.5  # of the pages; the others come from all rungs so far
 WEIGHTS = {"answer": 1.0, "pointing": 0.3, "probe": 0.3}
 TOWER_RUNGS = (0, 1, 1, 2, 2, 6)  # what the tower alone is trained on
