@@ -16,6 +16,7 @@ except ImportError:  # comes with torch's CUDA builds; `checked_implementation` 
     triton = tl = None
 HAS_TRITON = triton is not None
 constexpr: Any = tl.constexpr if tl else int
+HAS_TRITON = triton is not None
 
 SMALLEST_TILE = 16  # rows; what the tensor cores multiply at least
 LARGEST_TILE = 64

@@ -69,7 +69,7 @@ def test_a_retry_ends_with_the_tables_of_a_run_that_never_failed(ray_address, in
     """It is broken off once; one input was repaired meanwhile; one page is refused a second time, and then read."""
     job = ParseJob(input=str(inputs), output=str(tmp_path / "out"))
     first = run_job(job, FakeLoader())
-    assert first.pages.by_error == {"infer_rejected": 2}
+    assert first.pieces.by_error == {"infer_rejected": 2}
     old = tables_of(tmp_path / "out")
     write_pdf(inputs / "broken.pdf", 2)
 
@@ -83,7 +83,7 @@ def test_a_retry_ends_with_the_tables_of_a_run_that_never_failed(ray_address, in
     again = run(setup, SMALL, io.StringIO(), load_engine=FakeLoader(refuses="Page 4"))
     after = job_status(setup.books)
     assert (after.finished, after.pages, after.failed) == (True, {"ok": 24, "failed": 1}, {"infer_rejected": 1})
-    assert again.pages.by_error == after.failed
+    assert again.pieces.by_error == after.failed
     assert attempts_of(tmp_path / "out", "pages") == {4: 2}
     assert attempts_of(tmp_path / "out", "documents") == {"b.pdf": 2, "empty.pdf": 2}
     assert audit(Store(), job.output).differences == ()
