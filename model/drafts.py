@@ -98,7 +98,8 @@ class Drafter:
     def propose(self, most: int) -> tuple[int, ...]:
         """Up to `most` tokens; none when the answer has left the text."""
         best = max(self.pointers, key=lambda pointer: pointer.run, default=None)
-        if best is None or not best.run:
+        # Where drafts were mostly wrong, one word in the right place is not enough to try again.
+        if best is None or best.run < (1 if self.acceptance >= LOW_ACCEPTANCE else 2):
             return ()
         return best.propose(min(most, self.length))
 
