@@ -14,6 +14,7 @@ import os
 import socket
 import threading
 import time
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -40,6 +41,7 @@ class Holder:
     process: int
     started: str  # of the process, in the kernel's ticks: numbers are used again
     since: str
+    token: str  # one for each time a lease is asked for: a process may ask twice in a second
     beat: int = 0
     released: bool = False
 
@@ -85,6 +87,7 @@ def this_process() -> Holder:
         process=os.getpid(),
         started=_started(os.getpid()),
         since=time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime()),
+        token=uuid.uuid4().hex,
     )
 
 

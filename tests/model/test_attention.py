@@ -133,4 +133,4 @@ def test_the_heads_of_both_towers_go_through_flash_attention_as_through_torch(mo
 def test_without_the_package_the_error_names_the_extra(monkeypatch):
     monkeypatch.setattr(model.attention, "flash_attn_varlen_func", None)
     with pytest.raises(ValueError, match=r"needs flash-attn: pip install '\.\[flash\]'"):
-        checked_implementation("flash_attention_2")
+        checked_implementation("flash_attention_2", torch.device("cpu"))

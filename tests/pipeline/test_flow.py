@@ -174,7 +174,7 @@ def test_a_bucket_gives_the_same_tables_as_a_folder_though_a_replica_dies(
     died = tmp_path / "died"
     manifest, _ = run_job(job, FakeLoader(step_seconds=0.05, dies_at="Page 30 of b.pdf", died=died))
     assert died.exists()
-    assert manifest.assets == undisturbed[1].documents
+    assert manifest.assets == undisturbed[1].assets
     for name, columns in (("pages", ["page_no", "status", "markdown"]), ("blocks", ["page_no", "order", "text"])):
         (file,) = [file.file for file in manifest.tables if file.file.startswith(name)]
         table = pq.read_table(pa.BufferReader(store.read(join(output, file))), columns=columns)
