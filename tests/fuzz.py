@@ -122,12 +122,12 @@ def fuzz_files(count: int, seed: int, *, kinds: Sequence[bytes] = ()) -> Report:
     seeds = list(kinds) or seed_files(rng)
     options = DecodeOptions(
         store=StoreOptions(),
-        document=OPTIONS,
+        media=OPTIONS,
         model="",
-        instruction="",
+        instructions=("",),
         sampling=Sampling(max_new_tokens=1),
         memory_bytes=CHILD_BYTES,
-        page_timeout_seconds=PAGE_SECONDS,
+        piece_timeout_seconds=PAGE_SECONDS,
     )
     settled = 0
     with tempfile.TemporaryDirectory() as folder, closing(Sandbox(memory_bytes=CHILD_BYTES)) as sandbox:
@@ -150,7 +150,7 @@ def _outcomes(sandbox: Sandbox, store: Store, path: Path, options: DecodeOptions
     if not asset.size:
         return ["empty"]
     try:
-        info = sandbox.run(inspect_asset, asset, options.store, options.document, seconds=PAGE_SECONDS)
+        info = sandbox.run(inspect_asset, asset, options.store, options.media, seconds=PAGE_SECONDS)
     except BadInput as error:
         return [f"file {error.failure.code}"]
     last = min(MAX_PAGES, len(info.page_tokens))

@@ -98,7 +98,7 @@ def test_a_stopped_job_goes_on_with_the_same_command_and_its_summary_counts_the_
     assert [page["page_no"] for page in pages] == [1, 2, 3] * 4
     truncated = sum(page["status"] == "truncated" for page in pages)
     manifest = json.loads((tmp_path / "out" / "_job.json").read_text())
-    assert manifest["pages"]["by_status"].get("truncated", 0) == truncated
+    assert manifest["pieces"]["by_status"].get("truncated", 0) == truncated
     assert f"tokens     {sum(page['tokens_in'] for page in pages):,} in" in done.stdout
     assert "failed 1 (empty_file 1)" in done.stderr
 

@@ -44,8 +44,6 @@ def head(tmp_path: Path) -> Iterator[dict[str, str]]:
         )
     try:
         wait_until(lambda: reachable(dashboard), seconds=60)
-        # The dashboard answers before the agent that starts jobs has registered: a first small job tells when it has.
-        wait_until(lambda: ray_job(environment, "submit", "--", "true", cwd=tmp_path).returncode == 0, seconds=120)
         yield environment
     finally:
         os.killpg(node.pid, signal.SIGTERM)
@@ -82,6 +80,16 @@ def ray_job(environment: dict[str, str], *arguments: str, cwd: Path) -> subproce
     )
 
 
+def submit_when_ready(environment: dict[str, str], *arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    """The dashboard answers before the agent that starts jobs has registered, and refuses them until then."""
+    end = time.monotonic() + 180
+    while True:
+        submitted = ray_job(environment, "submit", *arguments, cwd=cwd)
+        if "No available agent" not in submitted.stdout + submitted.stderr or time.monotonic() > end:
+            return submitted
+        time.sleep(1)
+
+
 def test_a_submitted_job_can_be_stopped_and_submitted_again(tmp_path, head):
     rng = np.random.default_rng(0)
     (tmp_path / "in").mkdir()
@@ -92,8 +100,8 @@ def test_a_submitted_job_can_be_stopped_and_submitted_again(tmp_path, head):
     entrypoint = ["--", "python", "-m", "jobs.parse_documents", str(tmp_path / "in"), str(output)]
     entrypoint += ["--max-new-tokens", "48", "--batch-size", "2"]
 
-    submitted = ray_job(
-        head, "submit", "--no-wait", "--submission-id", "first", "--working-dir", ".", *entrypoint, cwd=checkout
+    submitted = submit_when_ready(
+        head, "--no-wait", "--submission-id", "first", "--working-dir", ".", *entrypoint, cwd=checkout
     )
     assert submitted.returncode == 0, submitted.stdout + submitted.stderr
     try:
