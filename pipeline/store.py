@@ -267,7 +267,8 @@ class _S3Store:
                     answer = self._client.get_object(Bucket=bucket, Key=key, **condition)
                 except aws.ClientError as error:
                     # Of an object that was listed, stores under load say so now and then, and take it back.
-                    if condition and attempt == 0 and error.response["Error"]["Code"] == "AccessDenied":
+                    is_first = attempt == 0 < self._options.max_attempts - 1
+                    if condition and is_first and error.response["Error"]["Code"] == "AccessDenied":
                         continue
                     raise
                 try:
