@@ -36,6 +36,8 @@ def head(tmp_path: Path) -> Iterator[dict[str, str]]:
     environment = {**os.environ, "PATH": path, "RAY_AUTH_MODE": "disabled"}
     environment["RAY_ADDRESS"] = f"http://127.0.0.1:{dashboard}"
     arguments = ["--head", "--block", f"--port={free_port()}", f"--dashboard-port={dashboard}", "--num-cpus=6"]
+    # The Ray that other tests share has an agent on the default port, and without an agent no job can start.
+    arguments += [f"--dashboard-agent-listen-port={free_port()}"]
     arguments += [f"--temp-dir={home}", "--object-store-memory=200000000", "--disable-usage-stats"]
     starting = {name: value for name, value in environment.items() if name != "RAY_ADDRESS"}
     with (tmp_path / "head.log").open("wb") as log:
