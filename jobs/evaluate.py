@@ -73,6 +73,8 @@ def main() -> None:
     scores: list[PageScore] = []
     for number, layout in enumerate(READABLE):
         pages = options.pages * (number + 1) // len(READABLE) - options.pages * number // len(READABLE)
+        if not pages:
+            continue
         compared = min(pages, -(-options.compare // len(READABLE)))
         found = read_pages(processor, engine, rng, layout, pages, model=options.model, compared=compared)
         print(page_line(layout.name, found), flush=True)
