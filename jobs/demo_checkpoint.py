@@ -172,10 +172,10 @@ def _configs(tokenizer: PreTrainedTokenizerFast) -> dict[str, dict[str, Any]]:
         "video_preprocessor_config.json": {
             "video_processor_type": "Qwen3VLVideoProcessor",
             "processor_class": "Qwen3VLProcessor",
-            "size": {"shortest_edge": 12 * pixels_of_token, "longest_edge": 32 * 15 * pixels_of_token},
+            "size": {"shortest_edge": 4 * pixels_of_token, "longest_edge": 1536 * pixels_of_token},
             "fps": 2,
             "min_frames": 4,
-            "max_frames": 32,
+            "max_frames": 256,
             **image,
         },
     }
