@@ -252,7 +252,9 @@ def train(work: Path, *, minutes: float, tower_minutes: float, assistants: int, 
     progress = trainer.progress
     before = progress.seconds
     context = multiprocessing.get_context("spawn")
-    rung, queue = context.Value("i", ONLY_TOWER), context.Queue(maxsize=24)
+    # Said before the generator starts: a run that goes on must not begin with batches for the tower.
+    is_tower_alone = before < 60 * tower_minutes
+    rung, queue = context.Value("i", ONLY_TOWER if is_tower_alone else progress.rung), context.Queue(maxsize=24)
     context.Process(target=produce, args=(str(trainer.checkpoint), rung, queue, 0, budget), daemon=True).start()
     trainer.start_assistants(assistants, rung, queue)
     started = saved = time.monotonic()
