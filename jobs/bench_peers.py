@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 import venv
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -32,15 +33,13 @@ _pagereel.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tenso
 """
 
 
-@torch.inference_mode()
-def with_transformers(
-    model: str, device: str, batch_size: int, prompts: list[Prompt]
-) -> tuple[float, dict[str, list[int]]]:
-    """Seconds and the tokens of each prompt: static batches, padded on the left, fp32 on a CPU."""
+def transformers_reader(model: str, device: str) -> Callable[[list[Prompt]], dict[str, list[int]]]:
+    """Loads the model -> what answers a batch, padded on the left, fp32 on a CPU: the tokens of each prompt."""
     dtype = torch.float32 if device == "cpu" else "auto"
     network = Qwen3VLForConditionalGeneration.from_pretrained(checkpoint_folder(model), dtype=dtype).eval()
     network.to(torch.device(device))
 
+    @torch.inference_mode()
     def answer(batch: list[Prompt]) -> dict[str, list[int]]:
         inputs = {name: value.to(device) for name, value in padded_batch(batch, network.config.image_token_id).items()}
         limit = max(prompt.sampling.max_new_tokens for prompt in batch)
@@ -48,6 +47,14 @@ def with_transformers(
         new = written[:, inputs["input_ids"].shape[1] :].tolist()
         return {prompt.key: row for prompt, row in zip(batch, new, strict=True)}
 
+    return answer
+
+
+def with_transformers(
+    model: str, device: str, batch_size: int, prompts: list[Prompt]
+) -> tuple[float, dict[str, list[int]]]:
+    """Seconds and the tokens of each prompt in static batches, after one batch to warm up."""
+    answer = transformers_reader(model, device)
     answer(prompts[:batch_size])
     start = time.perf_counter()
     tokens: dict[str, list[int]] = {}

@@ -8,15 +8,16 @@ through the project's own engine, greedy. Without --model, the demonstration che
 
 import argparse
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from rapidfuzz.distance import Levenshtein
+from transformers.utils.logging import disable_progress_bar
 
 from jobs.bench import until_stop
-from jobs.bench_peers import with_transformers
+from jobs.bench_peers import transformers_reader
 from jobs.event_scores import EventScores, as_sampled, score_events
 from jobs.sample_videos import SampleEvent, answer_for, clip_window, disturb, is_clear, make_clip, pairs_of
 from jobs.samples import READABLE, Difficulty, render_batch
@@ -67,6 +68,9 @@ def main() -> None:
     started = time.monotonic()
     processor = Processor.from_pretrained(options.model)
     engine = Engine.from_pretrained(options.model, EngineOptions(dtype="float32", max_batch_size=BATCH_SIZE))
+    stops = read_stop_token_ids(checkpoint_folder(options.model))
+    disable_progress_bar()
+    read_as_transformers = transformers_reader(options.model, "cpu")
     rng = np.random.default_rng(SEED)
 
     print(f"{'layout':20}{'pages':>6}{'letters':>9}{'wrong':>9}{'perfect':>9}{'as transformers':>17}")
@@ -76,7 +80,12 @@ def main() -> None:
         if not pages:
             continue
         compared = min(pages, -(-options.compare // len(READABLE)))
-        found = read_pages(processor, engine, rng, layout, pages, model=options.model, compared=compared)
+        found = read_pages(
+            *(processor, engine, rng, layout, pages),
+            stops=stops,
+            read_as_transformers=read_as_transformers,
+            compared=compared,
+        )
         print(page_line(layout.name, found), flush=True)
         for score in found[: options.examples]:
             print(f"  truth  {score.truth!r}\n  answer {score.answer!r}")
@@ -120,7 +129,8 @@ def read_pages(
     layout: Difficulty,
     count: int,
     *,
-    model: str,
+    stops: frozenset[int],
+    read_as_transformers: Callable[[list[Prompt]], dict[str, list[int]]],
     compared: int,
 ) -> list[PageScore]:
     """Reads so many pages of a layout; the first `compared` of them with transformers too."""
@@ -134,23 +144,18 @@ def read_pages(
         prompts.append(processor.encode(f"{layout.name} {number}", [Frames(pixels[None]), "qwenvl markdown"], sampling))
         truths.append(truth)
     answers = answer_all(engine, prompts)
-    peers = transformers_tokens(model, prompts[:compared])
-    stops = read_stop_token_ids(checkpoint_folder(model))
+    peers: dict[str, list[int]] = {}
+    for first in range(0, compared, BATCH_SIZE):
+        peers |= read_as_transformers(prompts[first : min(first + BATCH_SIZE, compared)])
     scores = []
     for prompt, truth in zip(prompts, truths, strict=True):
         answer = answers[prompt.key]
         ours = until_stop(list(answer.token_ids), stops)
-        is_same = ours == until_stop(peers[prompt.key], stops)[: len(ours)] if prompt.key in peers else None
+        # Their batch runs on to the longest limit in it: a prompt's own limit is applied here.
+        theirs = peers.get(prompt.key)
+        is_same = None if theirs is None else ours == until_stop(theirs[: prompt.sampling.max_new_tokens], stops)
         scores.append(PageScore(truth, answer.text, is_same))
     return scores
-
-
-def transformers_tokens(model: str, prompts: Sequence[Prompt]) -> dict[str, list[int]]:
-    """What transformers writes, in batches of prompts of like length."""
-    if not prompts:
-        return {}
-    _, tokens = with_transformers(model, "cpu", BATCH_SIZE, list(prompts))
-    return tokens
 
 
 def read_blanks(processor: Processor, engine: Engine, rng: np.random.Generator, count: int) -> list[str]:
