@@ -11,7 +11,7 @@ from pipeline.schema import column, list_of, struct
 
 _STRING, _INT32, _INT64 = pa.string(), pa.int32(), pa.int64()
 _SOURCE = struct(("window", _INT32), ("start_us", _INT64), ("end_us", _INT64), ("description", _STRING))
-_VIDEO_ID = column("video_id", _STRING, "hash of the input's uri and version: the same in every run")
+VIDEO_ID = column("video_id", _STRING, "hash of the input's uri and version: the same in every run")
 _CHAPTER_ID = column("chapter_id", _STRING, "hash of the video and the chapter's first event")
 _START = column("start_us", _INT64, "microseconds from the first instant of the video track")
 _END = column("end_us", _INT64, "the same, exclusive")
@@ -19,7 +19,7 @@ _END = column("end_us", _INT64, "the same, exclusive")
 EVENTS = pa.schema(
     [
         column("event_id", _STRING, "hash of the video, the span and the words: the same in every run"),
-        _VIDEO_ID,
+        VIDEO_ID,
         _CHAPTER_ID,
         _START,
         _END,
@@ -33,7 +33,7 @@ EVENTS = pa.schema(
 CHAPTERS = pa.schema(
     [
         _CHAPTER_ID,
-        _VIDEO_ID,
+        VIDEO_ID,
         _START,
         _END,
         column("title", _STRING, "the description of its longest event"),

@@ -33,6 +33,13 @@ _PDF_INFO = _struct(
     ("has_forms", _FLAG),
     ("has_xfa", _FLAG),
 )
+SOURCE_COLUMNS = [
+    _column("source_uri", _STRING, "where the input lies"),
+    _column("source_etag", _STRING, "the store's version token of what was read"),
+    _column("source_size", _INT64, "bytes"),
+    _column("media_type", _STRING, 'found by content, not by extension; "" if not known'),
+    _column("filename", _STRING, "last part of the uri"),
+]
 ERROR_COLUMNS = [
     _column("error_stage", _STRING, 'where it went wrong: list, read, open, render or infer; "" if nothing did'),
     _column("error_code", _STRING, 'why, as a stable word like encrypted or output_truncated; "" if nothing did'),
@@ -47,11 +54,7 @@ _PAGE_ID = _column("page_id", _STRING, "doc_id#page_no")
 DOCUMENTS = pa.schema(
     [
         _DOC_ID,
-        _column("source_uri", _STRING, "where the input lies"),
-        _column("source_etag", _STRING, "the store's version token of what was read"),
-        _column("source_size", _INT64, "bytes"),
-        _column("media_type", _STRING, 'found by content, not by extension; "" if not known'),
-        _column("filename", _STRING, "last part of the uri"),
+        *SOURCE_COLUMNS,
         _column("status", _STRING, "ok, partial (some page failed or was cut off) or failed"),
         *ERROR_COLUMNS,
         _column("pages_total", _INT32, "pages of the input; the next five add up to it"),

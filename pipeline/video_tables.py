@@ -7,13 +7,13 @@ from typing import Any
 import pyarrow as pa
 
 from pipeline.elements import clean_text
+from pipeline.event_tables import VIDEO_ID
 from pipeline.records import DocumentStatus, Failure, WindowRow
 from pipeline.schema import column, list_of
-from pipeline.tables import ERROR_COLUMNS, failure_columns
+from pipeline.tables import ERROR_COLUMNS, SOURCE_COLUMNS, failure_columns
 
 _STRING, _TEXT, _FLAG = pa.string(), pa.large_string(), pa.bool_()
 _INT16, _INT32, _INT64, _FLOAT, _DOUBLE = pa.int16(), pa.int32(), pa.int64(), pa.float32(), pa.float64()
-_VIDEO_ID = column("video_id", _STRING, "hash of the input's uri and version: the same in every run")
 # What opening a video tells, by the names of VideoInfo; empty for an input that could not be opened.
 VIDEO_FACTS = (
     column("container", _STRING, "FFmpeg's name of the container"),
@@ -43,12 +43,8 @@ VIDEO_FACTS = (
 )
 VIDEOS = pa.schema(
     [
-        _VIDEO_ID,
-        column("source_uri", _STRING, "where the input lies"),
-        column("source_etag", _STRING, "the store's version token of what was read"),
-        column("source_size", _INT64, "bytes"),
-        column("media_type", _STRING, 'found by content, not by extension; "" if not known'),
-        column("filename", _STRING, "last part of the uri"),
+        VIDEO_ID,
+        *SOURCE_COLUMNS,
         column("status", _STRING, "ok, partial (some window failed or was cut off, or the file ends early) or failed"),
         *ERROR_COLUMNS,
         *VIDEO_FACTS,
@@ -67,7 +63,7 @@ VIDEOS = pa.schema(
 )
 WINDOWS = pa.schema(
     [
-        _VIDEO_ID,
+        VIDEO_ID,
         column("window_no", _INT32, "1-based number of the window in its video"),
         column("window_id", _STRING, "video_id#window_no"),
         column("status", _STRING, "ok, truncated or failed"),
