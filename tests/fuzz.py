@@ -8,7 +8,6 @@ fits its table. Seeds are generated; sample documents beside the checkout are ta
 import argparse
 import io
 import random
-import resource
 import tempfile
 import time
 from collections import Counter
@@ -21,15 +20,16 @@ import psutil
 from PIL import Image
 from reportlab.pdfgen.canvas import Canvas
 
-from model.request import Completion, Sampling
+from model.request import Completion
 from pipeline.decode import DecodeOptions, read_unit
 from pipeline.documents import DocumentOptions
 from pipeline.native import inspect_asset
 from pipeline.parse_pages import parse_page
 from pipeline.records import BadInput, Page, PageFacts, PageRow, Unit
 from pipeline.sandbox import Sandbox
-from pipeline.store import Store, StoreOptions
+from pipeline.store import Store
 from pipeline.tables import parts_table
+from tests.decoding import decode_options, largest_child_bytes
 
 SAMPLES = Path(__file__).parents[2] / "shared" / "data" / "documents"
 MAX_SAMPLE_BYTES = 2**20
@@ -120,15 +120,7 @@ def fuzz_files(count: int, seed: int, *, kinds: Sequence[bytes] = ()) -> Report:
     """Opens and renders `count` mutated files. Raises whatever comes out that is not an outcome."""
     rng, report, store = random.Random(seed), Report(), Store()
     seeds = list(kinds) or seed_files(rng)
-    options = DecodeOptions(
-        store=StoreOptions(),
-        media=OPTIONS,
-        model="",
-        instructions=("",),
-        sampling=Sampling(max_new_tokens=1),
-        memory_bytes=CHILD_BYTES,
-        piece_timeout_seconds=PAGE_SECONDS,
-    )
+    options = decode_options(OPTIONS, memory_bytes=CHILD_BYTES, seconds=PAGE_SECONDS)
     settled = 0
     with tempfile.TemporaryDirectory() as folder, closing(Sandbox(memory_bytes=CHILD_BYTES)) as sandbox:
         path = Path(folder) / "file"
@@ -140,7 +132,7 @@ def fuzz_files(count: int, seed: int, *, kinds: Sequence[bytes] = ()) -> Report:
             if number == count // 10:
                 settled = psutil.Process().memory_info().rss
         report.parent_growth = max(0, psutil.Process().memory_info().rss - settled)
-    report.child_bytes = 1024 * resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
+    report.child_bytes = largest_child_bytes()
     return report
 
 
