@@ -24,6 +24,7 @@ from model.qwen3_vl import Qwen3VL
 from model.request import Prompt, Sampling
 from model.text import rotary, rotary_frequencies
 from model.weights import from_pretrained
+from tests.memory import resident
 
 NATIVE = 262_144
 OFFICIAL = {"rope_theta": 5e6, "mrope_section": [24, 20, 20], "mrope_interleaved": True}
@@ -224,11 +225,6 @@ def video_memory(num_frames: int) -> tuple[int, int]:
     (completion,) = engine.drain()
     assert math.isfinite(completion.mean_logprob)
     return completion.prompt_tokens, resident("VmHWM") - before
-
-
-def resident(what: str) -> int:
-    (line,) = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(what)]
-    return int(line.split()[1]) * 1024
 
 
 @pytest.mark.heavy

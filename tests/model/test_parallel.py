@@ -215,14 +215,12 @@ LOAD = """
 import sys
 from model.parallel import Group
 from model.weights import from_pretrained, save_weights
-
-def status(name):
-    return next(int(line.split()[1]) * 1024 for line in open("/proc/self/status") if line.startswith(name))
+from tests.memory import resident
 
 from_pretrained("model/demo", group=Group(0, 2))
-before = status("VmRSS")
+before = resident("VmRSS")
 network = from_pretrained(sys.argv[1], group=Group(int(sys.argv[2]), 4))
-print(sum(value.nbytes for value in network.state_dict().values()), status("VmHWM") - before)
+print(sum(value.nbytes for value in network.state_dict().values()), resident("VmHWM") - before)
 """
 
 

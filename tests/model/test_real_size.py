@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from test_long_context import Silent, resident
+from test_long_context import Silent
 from test_qwen3_vl import SMALL_TOWER, official_config
 from tiny import their_pixels
 from transformers import Qwen3VLForConditionalGeneration
@@ -22,6 +22,7 @@ from model.processor import frame_patches
 from model.qwen3_vl import empty_model
 from model.request import Frames, Prompt, Sampling
 from model.weights import from_pretrained, save_weights
+from tests.memory import resident
 
 IMAGE, START, END = 151655, 151652, 151653
 SIZES = {"hidden_size": 2048, "num_hidden_layers": 28, "num_attention_heads": 16, "intermediate_size": 6144}

@@ -1,7 +1,6 @@
 """What decoding costs: memory of a ten-hour video, time beside bare PyAV, bytes read for some windows only."""
 
 import io
-import resource
 import subprocess
 import sys
 import time
@@ -15,6 +14,7 @@ import pytest
 from pipeline.native import VIDEO_CHUNK_BYTES
 from pipeline.ranged import RangedFile
 from pipeline.videos import inspect_video, read_windows
+from tests.memory import resident
 from tests.pipeline.video_files import options, read_all, write_frames
 
 pytestmark = pytest.mark.heavy
@@ -63,7 +63,7 @@ def count_windows(path: Path) -> None:
         numbers = range(1, len(info.piece_tokens) + 1)
         for start in range(0, len(numbers), 6):  # as units have it
             windows += len([1 for _ in read_windows(file, numbers[start : start + 6], info)])
-    peak_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    peak_mb = resident("VmHWM") / 2**20
     print(windows, f"{peak_mb:.0f}", f"{time.monotonic() - began:.0f}")
 
 
