@@ -74,11 +74,7 @@ def as_sampled(truth: Iterable[SampleEvent], pair_seconds: Sequence[tuple[float,
     """
     sampled = []
     for event in truth:
-        shown = [
-            index
-            for index, pair in enumerate(pair_seconds)
-            if any(event.start_seconds <= time < event.end_seconds for time in pair)
-        ]
+        shown = [index for index, pair in enumerate(pair_seconds) if any(map(event.is_seen, pair))]
         if shown:
             start = pair_seconds[shown[0]][0]
             end = event.end_seconds if shown[-1] == len(pair_seconds) - 1 else pair_seconds[shown[-1]][1]

@@ -7,6 +7,15 @@ from pipeline.records import Box
 
 
 @dataclass(frozen=True, slots=True)
+class Glyph:
+    """A printed character and the middle of its box, in pixels from the top left."""
+
+    character: str
+    x: float
+    y: float
+
+
+@dataclass(frozen=True, slots=True)
 class SampleBlock:
     """A block of a page; `box` is tight around its ink."""
 

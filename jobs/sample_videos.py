@@ -4,6 +4,7 @@ Lengths are pixels of a frame of 160 x 96 and grow with the frame. Times are sec
 seen at every instant of the half-open [start, end) and at no other.
 """
 
+import itertools
 import json
 import math
 import random
@@ -23,6 +24,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from jobs.sample_text import vocabulary
+from jobs.sample_truth import Glyph
 
 Color = tuple[int, int, int]
 
@@ -64,6 +66,9 @@ class SampleEvent:
     end_seconds: float
     description: str
 
+    def is_seen(self, seconds: float) -> bool:
+        return self.start_seconds <= seconds < self.end_seconds
+
 
 @dataclass(frozen=True, slots=True)
 class MovingShape:
@@ -75,6 +80,12 @@ class MovingShape:
     first_xy: tuple[float, float]
     last_xy: tuple[float, float]
 
+    def corner(self, seconds: float) -> tuple[int, int]:
+        """Left and top at an instant of its event."""
+        share = (seconds - self.event.start_seconds) / (self.event.end_seconds - self.event.start_seconds)
+        left, top = (first + share * (last - first) for first, last in zip(self.first_xy, self.last_xy, strict=True))
+        return round(left), round(top)
+
 
 @dataclass(frozen=True, slots=True)
 class Scene:
@@ -83,6 +94,7 @@ class Scene:
     start_seconds: float
     still_HWC: NDArray[np.uint8]
     shapes: tuple[MovingShape, ...]
+    glyphs: tuple[Glyph, ...] = ()  # of a title card
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,19 +106,18 @@ class SampleClip:
 
     def frame(self, seconds: float) -> NDArray[np.uint8]:
         """What is seen at an instant, uint8 RGB [height, width, 3]."""
-        scene = self.scenes[max(bisect_right(self.scenes, seconds, key=lambda scene: scene.start_seconds) - 1, 0)]
+        scene = self.scene(seconds)
         pixels = scene.still_HWC.copy()
         for shape in scene.shapes:
-            start, end = shape.event.start_seconds, shape.event.end_seconds
-            if start <= seconds < end:
-                share = (seconds - start) / (end - start)
-                left, top = (
-                    round(first + share * (last - first))
-                    for first, last in zip(shape.first_xy, shape.last_xy, strict=True)
-                )
+            if shape.event.is_seen(seconds):
+                left, top = shape.corner(seconds)
                 height, width = shape.mask_HW.shape
                 pixels[top : top + height, left : left + width][shape.mask_HW] = shape.color
         return pixels
+
+    def scene(self, seconds: float) -> Scene:
+        """The scene at an instant."""
+        return self.scenes[max(bisect_right(self.scenes, seconds, key=lambda scene: scene.start_seconds) - 1, 0)]
 
 
 def make_clip(rng: np.random.Generator, *, seconds: float, size: tuple[int, int], held_out: bool) -> SampleClip:
@@ -149,7 +160,7 @@ class _ClipMaker:
 
     def _scene(self, kind: str, start: float, end: float) -> Scene:
         if kind == "card":
-            return Scene(start, self._card(start, end), ())
+            return self._card(start, end)
         tones = self._next_background()
         still = self._still(tones)
         shapes: list[MovingShape] = []
@@ -180,7 +191,7 @@ class _ClipMaker:
             still_HWC[:, round(share * width) :] = tones[1]
         return still_HWC
 
-    def _card(self, start: float, end: float) -> NDArray[np.uint8]:
+    def _card(self, start: float, end: float) -> Scene:
         """A still with one to three words on it, and its event."""
         while True:
             tones = self._next_background()
@@ -198,11 +209,15 @@ class _ClipMaker:
         line_height = 1.3 * font.size
         top = (self._size[1] - line_height * len(line_texts)) / 2 * self._draw.uniform(0.5, 1.5)
         canvas = ImageDraw.Draw(still)
+        glyphs: list[Glyph] = []
         for number, line in enumerate(line_texts):
-            left = (self._size[0] - font.getlength(line)) / 2
-            canvas.text((left, top + number * line_height), line, (ink, ink, ink), font)
+            left, upper = (self._size[0] - font.getlength(line)) / 2, top + number * line_height
+            canvas.text((left, upper), line, (ink, ink, ink), font)
+            edges = [left + font.getlength(line[:count]) for count in range(len(line) + 1)]
+            middles = ((before + after) / 2 for before, after in itertools.pairwise(edges))
+            glyphs += [Glyph(letter, x, upper + 0.65 * font.size) for letter, x in zip(line, middles, strict=True)]
         self._seen(text, SampleEvent(start, end, f'title card "{text}"'))
-        return np.array(still)
+        return Scene(start, np.array(still), (), tuple(glyph for glyph in glyphs if glyph.character != " "))
 
     def _typeset(self, text: str) -> tuple[ImageFont.FreeTypeFont, list[str]] | None:
         """A font and the lines of a text that fit into the frame, or None."""
@@ -330,7 +345,7 @@ def pairs_of(times: Sequence[float]) -> list[tuple[float, float]]:
 def is_clear(clip: SampleClip, times: Sequence[float]) -> bool:
     """Whether frames at these times show each event either not at all or at least twice: one frame of a shape does not
     say where it moves."""
-    counts = (sum(event.start_seconds <= time < event.end_seconds for time in times) for event in clip.events)
+    counts = (sum(map(event.is_seen, times)) for event in clip.events)
     return 1 not in counts
 
 
@@ -341,21 +356,23 @@ def answer_for(clip: SampleClip, pair_seconds: Sequence[tuple[float, float]], or
     which at least one frame shows the event, so an event partly outside is given as far as it is seen. In order of
     start, then of description. "" when no frame shows anything.
     """
-    found = []
-    for event in clip.events:
-        shown = [
-            index
-            for index, pair in enumerate(pair_seconds)
-            if any(event.start_seconds <= time < event.end_seconds for time in pair)
-        ]
-        if shown:
-            found.append((shown[0], event.description, shown[-1]))
     texts = [f"{(first + second) / 2 - origin:.1f}" for first, second in pair_seconds]
     answer = [
-        {"start": float(texts[first]), "end": float(texts[last]), "description": description}
-        for first, description, last in sorted(found)
+        {"start": float(texts[shown[0]]), "end": float(texts[shown[-1]]), "description": event.description}
+        for event, shown in shown_events(clip, pair_seconds)
     ]
     return json.dumps(answer) if answer else ""
+
+
+def shown_events(clip: SampleClip, pair_seconds: Sequence[tuple[float, float]]) -> list[tuple[SampleEvent, list[int]]]:
+    """The events that these frame pairs show, in the order of the answer, each with the indexes of its pairs."""
+    found = [
+        (event, [index for index, pair in enumerate(pair_seconds) if any(map(event.is_seen, pair))])
+        for event in clip.events
+    ]
+    return sorted(
+        ((event, shown) for event, shown in found if shown), key=lambda item: (item[1][0], item[0].description)
+    )
 
 
 def disturb(rng: np.random.Generator, frames_THWC: NDArray[np.uint8]) -> NDArray[np.uint8]:

@@ -16,7 +16,7 @@ from reportlab.pdfgen.canvas import Canvas
 
 from jobs.sample_layout import LEADING, Color, DrawnPage, Finish, PageBuilder, plain_style, random_style
 from jobs.sample_text import TextSource
-from jobs.sample_truth import SamplePage
+from jobs.sample_truth import Glyph, SamplePage
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,6 +134,12 @@ LADDER = (
     ),
 )
 
+# Filled with letters from edge to edge: what the vision tower is shown most of when it learns to tell letters apart.
+DENSE_LADDER = (
+    Difficulty("plain_dense", ((320, 288), (256, 160)), (16, 16), (8, 14), (8, 8), (0.7, 1), blank=0, is_plain=True),
+    Difficulty("dense", ((320, 288), (384, 224), (256, 320)), (9, 24), (8, 14), (8, 8), (0.7, 1), blank=0),
+)
+
 # What the demonstration checkpoint is trained on and measured by, easiest first.
 READABLE = (*PLAIN_LADDER, *LADDER[2:7])
 
@@ -210,15 +216,6 @@ def render_batch(
     """Pages with their pixels, uint8 RGB [height, width, 3]; all of one (width, height) where `size` is given."""
     rendered = render_with_glyphs(rng, difficulty, count, held_out=held_out, size=size)
     return [(page, pixels) for page, pixels, _ in rendered]
-
-
-@dataclass(frozen=True, slots=True)
-class Glyph:
-    """A printed character and the middle of its box, in pixels from the top left."""
-
-    character: str
-    x: float
-    y: float
 
 
 def render_with_glyphs(

@@ -27,7 +27,7 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from jobs.demo_checkpoint import write_new_checkpoint
-from jobs.samples import READABLE
+from jobs.samples import DENSE_LADDER, READABLE
 from jobs.training_batches import TrainingBatch, clip_batches, page_batches
 from jobs.training_losses import GlyphProbe, losses_of, tower_loss
 from model.processor import Processor
@@ -35,14 +35,16 @@ from model.qwen3_vl import Qwen3VL
 from model.weights import from_pretrained, save_weights
 
 PEAK_LEARNING_RATE = 3e-3
+ADAMW_SHARE = 0.3  # of the learning rate: Muon's steps are a fifth of AdamW's at the same rate
 WARM_UP_STEPS = 100
 COOL_DOWN_SHARE = 0.35  # of the time, at its end: the learning rate falls to nothing
 PASS_MARKS = (0.4, 0.5, 0.85)  # accuracy on a rung that lets the next one in; the last mark is that of all further ones
 HTML_FROM_RUNG, HTML_SHARE = 3, 0.1  # the rungs that also ask for `qwenvl html`
-CLIPS_FROM_RUNG, CLIP_SHARE = 0, 0.12
+CLIPS_FROM_RUNG, CLIP_SHARE = 0, 0.25
 NEWEST_SHARE = 0.5  # of the pages; the others come from all rungs so far
 WEIGHTS = {"answer": 1.0, "pointing": 0.3, "probe": 0.3}
-TOWER_RUNGS = (0, 1, 1, 2, 2, 6)  # what the tower alone is trained on
+TOWER_SHARE = 0.2  # of the batches: they teach the tower alone, on dense pages, when its own time is over
+PLAIN_SHARE = 0.3  # of the dense pages
 ONLY_TOWER = -1  # in place of a rung, as long as the tower is trained alone
 CLIPS = -1  # the rung of a batch of clips
 
@@ -63,6 +65,7 @@ class Produced:
     rung: int
     held_out: bool
     batch: TrainingBatch
+    is_for_tower: bool = False  # the probe's loss alone
 
 
 def produce(folder: str, rung: "Synchronized[int]", queue: "Queue[Produced]", seed: int, budget: int) -> None:
@@ -84,10 +87,11 @@ def _next_batches(processor: Processor, rng: np.random.Generator, newest: int, b
     if newest >= CLIPS_FROM_RUNG and rng.random() < CLIP_SHARE:
         made = clip_batches(processor, rng, held_out=held_out, token_budget=budget)
         return [Produced(CLIPS, held_out, batch) for batch in made]
-    if newest == ONLY_TOWER:
-        chosen = int(rng.choice(TOWER_RUNGS))
-    else:
-        chosen = newest if held_out or rng.random() < NEWEST_SHARE else int(rng.integers(newest + 1))
+    if newest == ONLY_TOWER or (not held_out and rng.random() < TOWER_SHARE):
+        dense = DENSE_LADDER[0 if rng.random() < PLAIN_SHARE else 1]
+        made = page_batches(processor, rng, dense, held_out=False, token_budget=2 * budget)
+        return [Produced(newest, False, batch, is_for_tower=True) for batch in made]
+    chosen = newest if held_out or rng.random() < NEWEST_SHARE else int(rng.integers(newest + 1))
     html_share = HTML_SHARE if chosen >= HTML_FROM_RUNG and not held_out else 0.0
     made = page_batches(processor, rng, READABLE[chosen], held_out=held_out, token_budget=budget, html_share=html_share)
     batches = [Produced(chosen, held_out, batch) for batch in made]
@@ -132,21 +136,19 @@ def assist(folder: str, assistant: Assistant, rung: "Synchronized[int]", queue: 
             for parameter, shared in zip(parameters, assistant.weights, strict=True):
                 parameter.copy_(shared)
                 parameter.grad = None
-        compute_gradients(network, probe, produced.batch, is_tower_alone=rung.value == ONLY_TOWER)
+        compute_gradients(network, probe, produced)
         for parameter, gradient in zip(parameters, assistant.gradients, strict=True):
             gradient.copy_(parameter.grad if parameter.grad is not None else torch.zeros(()))
         assistant.is_filled.set()
 
 
-def compute_gradients(
-    network: Qwen3VL, probe: GlyphProbe, batch: TrainingBatch, *, is_tower_alone: bool
-) -> dict[str, float]:
+def compute_gradients(network: Qwen3VL, probe: GlyphProbe, produced: Produced) -> dict[str, float]:
     """Adds the gradients of the weighted losses to the parameters -> the losses."""
     with torch.autocast("cpu", torch.bfloat16), sdpa_kernel(SDPBackend.MATH):
-        if is_tower_alone:
-            losses = {"probe": tower_loss(network, probe, batch)}
+        if produced.is_for_tower:
+            losses = {"probe": tower_loss(network, probe, produced.batch)}
         else:
-            losses, _ = losses_of(network, probe, batch)
+            losses, _ = losses_of(network, probe, produced.batch)
     torch.stack([WEIGHTS[name] * loss for name, loss in losses.items()]).sum().backward()
     return {name: loss.item() for name, loss in losses.items()}
 
@@ -162,10 +164,13 @@ class Trainer:
         self.probe = GlyphProbe(self.network.config)
         self._everything = nn.ModuleDict({"network": self.network, "probe": self.probe})
         named = list(self._everything.named_parameters())
-        # Muon's iterations cost most on the mergers, which are as wide as four patches.
-        others = ("embed", "probe", "merger")
-        matrices = [value for name, value in named if value.ndim == 2 and not any(part in name for part in others)]
-        taken = set(map(id, matrices))
+        matrices = [value for name, value in named if value.ndim == 2 and not ("embed" in name or "probe" in name)]
+        # A page is white nearly everywhere: AdamW would spend its steps on the one direction all pixels share. The
+        # convolution's weight as the matrix it is, with the same memory.
+        self._patches = self.network.model.visual.patch_embed.proj.weight
+        self._patches_EC = nn.Parameter(self._patches.detach().view(len(self._patches), -1))
+        matrices.append(self._patches_EC)
+        taken = set(map(id, [*matrices, self._patches]))
         tables = [value for _, value in named if value.ndim > 1 and id(value) not in taken]
         vectors = [value for _, value in named if value.ndim == 1]
         self._optimizers = [
@@ -195,15 +200,17 @@ class Trainer:
             context.Process(target=assist, args=(str(self.checkpoint), assistant, rung, queue), daemon=True).start()
             self._assistants.append(assistant)
 
-    def learn(self, produced: Produced, *, is_tower_alone: bool, learning_rate: float) -> dict[str, float]:
+    def learn(self, produced: Produced, learning_rate: float) -> dict[str, float]:
         """One step -> the losses."""
-        losses = compute_gradients(self.network, self.probe, produced.batch, is_tower_alone=is_tower_alone)
+        losses = compute_gradients(self.network, self.probe, produced)
         for assistant in self._assistants:
             assistant.take(list(self._everything.parameters()))
         torch.nn.utils.clip_grad_norm_(self._everything.parameters(), 1.0)
-        for optimizer in self._optimizers:
+        if self._patches.grad is not None:
+            self._patches_EC.grad, self._patches.grad = self._patches.grad.view_as(self._patches_EC), None
+        for optimizer, share in zip(self._optimizers, (1.0, ADAMW_SHARE), strict=True):
             for group in optimizer.param_groups:
-                group["lr"] = learning_rate
+                group["lr"] = share * learning_rate
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
         self.progress.step += 1
@@ -270,9 +277,9 @@ def train(work: Path, *, minutes: float, tower_minutes: float, assistants: int, 
             examined.append(produced.batch)
             continue
         rate = PEAK_LEARNING_RATE * min(1, (progress.step + 1) / WARM_UP_STEPS, max(left, 0.0) / COOL_DOWN_SHARE)
-        losses = trainer.learn(produced, is_tower_alone=is_tower_alone, learning_rate=rate)
-        for name, loss in losses.items():
-            kept.setdefault(name if produced.rung != CLIPS else f"clips' {name}", []).append(loss)
+        for name, loss in trainer.learn(produced, rate).items():
+            owner = "dense " if produced.is_for_tower else "clips' " if produced.rung == CLIPS else ""
+            kept.setdefault(owner + name, []).append(loss)
         if progress.step % log_every == 0:
             _log(progress, kept)
             kept.clear()

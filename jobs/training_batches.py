@@ -2,23 +2,26 @@
 token of an answer.
 
 Letters: B samples of a batch, T tokens of one (the shorter ones are filled up), N = B x T, P patches, C values of a
-patch, M visual tokens of all samples, Q cells of a visual token, A letters of the alphabet.
+patch, M visual tokens of all samples, Q cells of a visual token, A things the probe can name, L looks: two layers may
+look at two places for one token, as `training_clips` has it.
 """
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
-from jobs.sample_truth import SamplePage
-from jobs.sample_videos import answer_for, clip_window, disturb, is_clear, make_clip, pairs_of
-from jobs.samples import Difficulty, Glyph, render_with_glyphs
+from jobs.sample_truth import Glyph, SamplePage
+from jobs.sample_videos import SampleClip, answer_for, clip_window, disturb, is_clear, make_clip, pairs_of
+from jobs.samples import Difficulty, render_with_glyphs
+from jobs.training_clips import SIGHTS, looks, sights
 from model.processor import Processor
 from model.request import Frames, Prompt, Sampling
 
-ALPHABET = [chr(code) for code in range(33, 127)]
+NAMES = (*(chr(code) for code in range(33, 127)), *SIGHTS)  # of what the probe tells apart
+LOOKS = 2
 CELL_WIDTH, CELL_HEIGHT = 8, 16  # pixels: the probe names the letters in each such cell of a visual token
 MARKDOWN, HTML, EVENTS = "qwenvl markdown", "qwenvl html", "qwenvl events"
 NOWHERE = -1  # in place of a target: the next token stands nowhere in the prompt
@@ -34,8 +37,8 @@ class Sample:
 
     prompt: Prompt
     answer_start: int
-    targets_T: NDArray[np.int64]  # the token of the prompt in which token t of the answer is to be read, or NOWHERE
-    glyphs_MQA: NDArray[np.bool_] | None  # the letters in each cell of each visual token; None where nobody knows
+    targets_LT: NDArray[np.int64]  # the tokens of the prompt in which token t of the answer is to be read, or NOWHERE
+    glyphs_MQA: NDArray[np.bool_]  # what is in each cell of each visual token
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,10 +46,10 @@ class TrainingBatch:
     token_ids_BT: NDArray[np.int64]
     positions_3N: NDArray[np.int32]
     is_answer_BT: NDArray[np.bool_]  # the tokens the network has to predict
-    targets_BT: NDArray[np.int64]
+    targets_LBT: NDArray[np.int64]
     patches_PC: NDArray[np.uint8]
     grids_G3: list[tuple[int, int, int]]
-    glyphs_MQA: NDArray[np.bool_] | None
+    glyphs_MQA: NDArray[np.bool_]
 
 
 def page_batches(
@@ -86,9 +89,8 @@ def clip_batches(
         origin = start if rng.random() < 0.7 else 0.0
         if rng.random() < 0.7:
             frames_THWC = disturb(rng, frames_THWC)
-        answer = answer_for(clip, pairs_of(times), origin)
         frames = Frames(frames_THWC, tuple(time - origin for time in times))
-        samples.append(clip_sample(processor, frames, answer))
+        samples.append(clip_sample(processor, clip, frames, times, origin))
     yield from _cut(samples, token_budget)
 
 
@@ -101,15 +103,44 @@ def page_sample(
     height, width = pixels_HWC.shape[:2]
     first = int(np.flatnonzero(prompt.token_ids_T == processor.config.image_token_id)[0])
     places = {
-        index: first + int(glyph.y // multiple) * (width // multiple) + int(glyph.x // multiple)
+        index: (first + int(glyph.y // multiple) * (width // multiple) + int(glyph.x // multiple),) * LOOKS
         for index, glyph in aligned(answer, glyphs, is_html=instruction == HTML).items()
         if 0 <= glyph.x < width and 0 <= glyph.y < height
     }
     return _with_answer(processor, prompt, answer, places, glyphs_of_cells(glyphs, width, height, multiple))
 
 
-def clip_sample(processor: Processor, frames: Frames, answer: str) -> Sample:
-    return _with_answer(processor, processor.encode("", [frames, EVENTS], Sampling()), answer, {}, None)
+def clip_sample(
+    processor: Processor, clip: SampleClip, frames: Frames, times: Sequence[float], origin: float
+) -> Sample:
+    """`times`: of the frames, on the clip's clock; `frames` has them counted from `origin`."""
+    prompt = processor.encode("", [frames, EVENTS], Sampling())
+    pairs, multiple = pairs_of(times), processor.pixel_multiple
+    answer = answer_for(clip, pairs, origin)
+    height, width = frames.pixels_THWC.shape[1:3]
+    visual = np.flatnonzero(prompt.token_ids_T == processor.config.video_token_id).reshape(len(pairs), -1)
+    digits = _time_tokens(processor, prompt.token_ids_T, visual[:, 0])
+    places = {}
+    for index, look in looks(clip, pairs, answer).items():
+        row, column = (
+            int(np.clip(at // multiple, 0, side // multiple - 1)) for at, side in ((look.y, height), (look.x, width))
+        )
+        token = int(visual[look.pair, row * (width // multiple) + column])
+        places[index] = token, token if look.time_pair is None else digits[look.time_pair][look.digit]
+    cells = [glyphs_of_cells(seen, width, height, multiple) for seen in sights(clip, pairs)]
+    return _with_answer(processor, prompt, answer, places, np.concatenate(cells))
+
+
+def _time_tokens(processor: Processor, token_ids_T: NDArray[np.int32], firsts: NDArray[np.intp]) -> list[list[int]]:
+    """The tokens of each pair's time, "<12.5 seconds>": one for each of its digits and its point. `firsts` are the
+    pairs' first visual tokens."""
+    opening = processor.tokenizer.token_to_id("<")
+    digits = {processor.tokenizer.token_to_id(character) for character in "0123456789."}
+    found = []
+    for first in firsts.tolist():
+        start = first - 1 - token_ids_T[:first][::-1].tolist().index(opening)
+        found.append([token for token in range(start, first) if int(token_ids_T[token]) in digits])
+    return found
 
 
 def aligned(answer: str, glyphs: Sequence[Glyph], *, is_html: bool) -> dict[int, Glyph]:
@@ -130,28 +161,33 @@ def aligned(answer: str, glyphs: Sequence[Glyph], *, is_html: bool) -> dict[int,
 
 
 def glyphs_of_cells(glyphs: Sequence[Glyph], width: int, height: int, multiple: int) -> NDArray[np.bool_]:
-    """bool [visual tokens, cells, alphabet]: the characters whose middle lies in each cell of a token."""
+    """bool [visual tokens, cells, names]: the characters, or things with a name, whose middle lies in each cell."""
     down, across = multiple // CELL_HEIGHT, multiple // CELL_WIDTH
-    seen = np.zeros((height // multiple, width // multiple, down, across, len(ALPHABET)), dtype=bool)
+    number_of = {name: number for number, name in enumerate(NAMES)}
+    seen = np.zeros((height // multiple, width // multiple, down, across, len(NAMES)), dtype=bool)
     for glyph in glyphs:
-        letter = ord(glyph.character) - 33
-        if 0 <= glyph.x < width and 0 <= glyph.y < height and 0 <= letter < len(ALPHABET):
+        number = number_of.get(glyph.character)
+        if 0 <= glyph.x < width and 0 <= glyph.y < height and number is not None:
             row, column = int(glyph.y // CELL_HEIGHT), int(glyph.x // CELL_WIDTH)
-            seen[row // down, column // across, row % down, column % across, letter] = True
-    return seen.reshape(-1, down * across, len(ALPHABET))
+            seen[row // down, column // across, row % down, column % across, number] = True
+    return seen.reshape(-1, down * across, len(NAMES))
 
 
 def _with_answer(
-    processor: Processor, prompt: Prompt, answer: str, places: dict[int, int], glyphs_MQA: NDArray[np.bool_] | None
+    processor: Processor,
+    prompt: Prompt,
+    answer: str,
+    places: Mapping[int, tuple[int, ...]],
+    glyphs_MQA: NDArray[np.bool_],
 ) -> Sample:
-    """`places`: for characters of the answer, the token of the prompt they are read from."""
+    """`places`: for characters of the answer, the tokens of the prompt they are read from, one for each look."""
     tokenizer = processor.tokenizer
     encoded = tokenizer.encode(answer, add_special_tokens=False)
     answer_ids = [*encoded.ids, tokenizer.token_to_id("<|im_end|>")]
     start = len(prompt.token_ids_T)
-    targets_T = np.full(start + len(answer_ids), NOWHERE, dtype=np.int64)
+    targets_LT = np.full((LOOKS, start + len(answer_ids)), NOWHERE, dtype=np.int64)
     for index, (first, end) in enumerate(encoded.offsets):
-        targets_T[start + index] = next((places[at] for at in range(first, end) if at in places), NOWHERE)
+        targets_LT[:, start + index] = next((places[at] for at in range(first, end) if at in places), NOWHERE)
     positions = prompt.next_position + np.arange(len(answer_ids), dtype=np.int32)
     whole = replace(
         prompt,
@@ -159,37 +195,36 @@ def _with_answer(
         positions_3T=np.concatenate([prompt.positions_3T, np.tile(positions, (3, 1))], axis=1),
         next_position=prompt.next_position + len(answer_ids),
     )
-    return Sample(whole, start, targets_T, glyphs_MQA)
+    return Sample(whole, start, targets_LT, glyphs_MQA)
 
 
 def _cut(samples: list[Sample], token_budget: int) -> Iterator[TrainingBatch]:
     """Samples of like length together, as many as fill the budget."""
-    ordered = sorted(samples, key=lambda sample: -len(sample.targets_T))
+    ordered = sorted(samples, key=lambda sample: -len(sample.prompt.token_ids_T))
     while ordered:
-        count = max(1, token_budget // len(ordered[0].targets_T))
+        count = max(1, token_budget // len(ordered[0].prompt.token_ids_T))
         yield _joined(ordered[:count])
         ordered = ordered[count:]
 
 
 def _joined(samples: Sequence[Sample]) -> TrainingBatch:
-    count, longest = len(samples), max(len(sample.targets_T) for sample in samples)
+    count, longest = len(samples), max(len(sample.prompt.token_ids_T) for sample in samples)
     token_ids_BT = np.zeros((count, longest), dtype=np.int64)
     is_answer_BT = np.zeros((count, longest), dtype=bool)
-    targets_BT = np.full((count, longest), NOWHERE, dtype=np.int64)
+    targets_LBT = np.full((LOOKS, count, longest), NOWHERE, dtype=np.int64)
     positions_B3T = np.zeros((count, 3, longest), dtype=np.int32)
     for row, sample in enumerate(samples):
-        length = len(sample.targets_T)
+        length = len(sample.prompt.token_ids_T)
         token_ids_BT[row, :length] = sample.prompt.token_ids_T
         is_answer_BT[row, sample.answer_start : length] = True
-        targets_BT[row, :length] = sample.targets_T
+        targets_LBT[:, row, :length] = sample.targets_LT
         positions_B3T[row, :, :length] = sample.prompt.positions_3T
-    found = [sample.glyphs_MQA for sample in samples if sample.glyphs_MQA is not None]
     return TrainingBatch(
         token_ids_BT=token_ids_BT,
         positions_3N=positions_B3T.transpose(1, 0, 2).reshape(3, -1),
         is_answer_BT=is_answer_BT,
-        targets_BT=targets_BT,
+        targets_LBT=targets_LBT,
         patches_PC=np.concatenate([sample.prompt.patches_PC for sample in samples]),
         grids_G3=[tuple(grid) for sample in samples for grid in sample.prompt.grids_G3.tolist()],
-        glyphs_MQA=np.concatenate(found) if len(found) == count else None,
+        glyphs_MQA=np.concatenate([sample.glyphs_MQA for sample in samples]),
     )

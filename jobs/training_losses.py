@@ -5,8 +5,8 @@ the tower to see letters long before the decoder knows where to look. The pointi
 one head of two layers has to attend to the visual token in which the next piece of the answer stands (guided attention,
 as Tachibana et al., arXiv 1710.08969, have it for speech).
 
-Letters: B samples, T tokens of one, N = B x T, H query heads, K key heads, D head dimension, M visual tokens, Q cells,
-A letters.
+Letters: B samples, T tokens of one, N = B x T, L looks, H query heads, K key heads, D head dimension, M visual tokens,
+Q cells, A names.
 """
 
 from dataclasses import replace
@@ -15,23 +15,23 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from jobs.training_batches import ALPHABET, CELL_HEIGHT, CELL_WIDTH, NOWHERE, TrainingBatch
+from jobs.training_batches import CELL_HEIGHT, CELL_WIDTH, NAMES, NOWHERE, TrainingBatch
 from model.attention import PackedCausal
 from model.config import ModelConfig
 from model.qwen3_vl import Qwen3VL
 
-POINTING_LAYERS = (2, 3)  # of the decoder, from 0: the first two learn what was written last
+POINTING_LAYERS = (2, 3)  # of the decoder, from 0, one for each look: the first two learn what was written last
 
 
 class GlyphProbe(nn.Linear):
     def __init__(self, config: ModelConfig) -> None:
         self.cells = (config.pixel_multiple // CELL_WIDTH) * (config.pixel_multiple // CELL_HEIGHT)
-        super().__init__(config.text.hidden_size, self.cells * len(ALPHABET))
+        super().__init__(config.text.hidden_size, self.cells * len(NAMES))
         nn.init.constant_(self.bias, -5.0)  # most letters are nowhere
 
     def loss(self, embeddings_MO: Tensor, glyphs_MQA: Tensor) -> Tensor:
-        """Binary cross-entropy for each printed letter (for each token, where there are fewer letters than tokens)."""
-        logits_MQA = self(embeddings_MO).unflatten(-1, (self.cells, len(ALPHABET))).float()
+        """Binary cross-entropy for each letter or sight (for each token, where there are fewer of them than tokens)."""
+        logits_MQA = self(embeddings_MO).unflatten(-1, (self.cells, len(NAMES))).float()
         total = F.binary_cross_entropy_with_logits(logits_MQA, glyphs_MQA.float(), reduction="sum")
         return total / glyphs_MQA.sum().clamp(min=len(glyphs_MQA))
 
@@ -39,29 +39,28 @@ class GlyphProbe(nn.Linear):
 class PointingCausal:
     """Causal attention over a rectangular batch that also notes how well one head of some layers points."""
 
-    def __init__(self, targets_BT: Tensor) -> None:
-        samples, length = targets_BT.shape
+    def __init__(self, targets_LBT: Tensor) -> None:
+        _, samples, length = targets_LBT.shape
         self._inner = PackedCausal([length] * samples)
-        rows_R2 = (targets_BT[:, 1:] != NOWHERE).nonzero()  # token t is predicted, so looked for, at t - 1
+        rows_R2 = (targets_LBT[0, :, 1:] != NOWHERE).nonzero()  # token t is predicted, so looked for, at t - 1
         self._sample_R, self._row_R = rows_R2.unbind(1)
-        self._target_R = targets_BT[self._sample_R, self._row_R + 1]
+        self._targets_LR = targets_LBT[:, self._sample_R, self._row_R + 1]
         self._shape = (samples, length)
         self.losses: list[Tensor] = []
 
     def __call__(self, layer: int, query_NHD: Tensor, key_NKD: Tensor, value_NKD: Tensor) -> Tensor:
-        if layer in POINTING_LAYERS and len(self._target_R):
+        if layer in POINTING_LAYERS and len(self._row_R):
             query_BTD, key_BTD = (heads[:, 0].unflatten(0, self._shape) for heads in (query_NHD, key_NKD))
             scores_BTT = torch.einsum("bqd,bkd->bqk", query_BTD, key_BTD) * query_NHD.shape[-1] ** -0.5
             scores_RT = scores_BTT[self._sample_R, self._row_R].float()
             future_RT = torch.arange(self._shape[1]) > self._row_R[:, None]
             scores_RT = scores_RT.masked_fill(future_RT, -torch.inf)
-            self.losses.append(F.cross_entropy(scores_RT, self._target_R))
+            self.losses.append(F.cross_entropy(scores_RT, self._targets_LR[POINTING_LAYERS.index(layer)]))
         return self._inner(layer, query_NHD, key_NKD, value_NKD)
 
 
 def tower_loss(network: Qwen3VL, probe: GlyphProbe, batch: TrainingBatch) -> Tensor:
     """The probe's loss alone: the decoder is not run."""
-    assert batch.glyphs_MQA is not None, "the tower alone learns from pages"
     visual = network.look(torch.from_numpy(batch.patches_PC), batch.grids_G3)
     return probe.loss(visual.embeddings_MO, torch.from_numpy(batch.glyphs_MQA))
 
@@ -75,7 +74,7 @@ def losses_of(
     visual = network.look(torch.from_numpy(batch.patches_PC), batch.grids_G3)
     if not has_deepstack:
         visual = replace(visual, deepstack_LMO=torch.zeros_like(visual.deepstack_LMO))
-    pointing = PointingCausal(torch.from_numpy(batch.targets_BT))
+    pointing = PointingCausal(torch.from_numpy(batch.targets_LBT))
     hidden_NE = network(token_ids_BT.flatten(), torch.from_numpy(batch.positions_3N), pointing, visual)
     predicted = torch.from_numpy(batch.is_answer_BT).flatten().nonzero().squeeze(1)
     logits = network.logits(hidden_NE[predicted - 1]).float()
@@ -83,6 +82,6 @@ def losses_of(
     losses = {"answer": F.cross_entropy(logits, targets)}
     if pointing.losses:
         losses["pointing"] = torch.stack(pointing.losses).mean()
-    if batch.glyphs_MQA is not None and batch.glyphs_MQA.any():
+    if batch.glyphs_MQA.any():
         losses["probe"] = probe.loss(visual.embeddings_MO, torch.from_numpy(batch.glyphs_MQA))
     return losses, (logits.argmax(-1) == targets).float().mean().item()

@@ -1,5 +1,6 @@
 """Training material points where the truth stands, and the helps are what they say: against brute force."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,23 +9,27 @@ import pytest
 import torch
 
 from jobs.evaluate import clip_question, clip_scores
-from jobs.samples import READABLE, Glyph, render_with_glyphs
+from jobs.sample_truth import Glyph
+from jobs.sample_videos import COLORS, answer_for, clip_window, is_clear, make_clip, pairs_of
+from jobs.samples import DENSE_LADDER, READABLE, render_with_glyphs
 from jobs.training_batches import (
-    ALPHABET,
     CELL_HEIGHT,
     CELL_WIDTH,
     HTML,
     MARKDOWN,
+    NAMES,
     NOWHERE,
     aligned,
     clip_batches,
+    clip_sample,
     glyphs_of_cells,
     page_batches,
     page_sample,
 )
+from jobs.training_clips import looks, sights
 from jobs.training_losses import POINTING_LAYERS, GlyphProbe, PointingCausal, losses_of
 from model.processor import Processor
-from model.request import Completion
+from model.request import Completion, Frames
 from model.weights import from_pretrained
 
 CHECKPOINT = str(Path(__file__).parents[2] / "model" / "demo")
@@ -35,7 +40,7 @@ def processor() -> Processor:
     return Processor.from_pretrained(CHECKPOINT)
 
 
-@pytest.mark.parametrize("rung", READABLE, ids=lambda rung: rung.name)
+@pytest.mark.parametrize("rung", [*READABLE, *DENSE_LADDER], ids=lambda rung: rung.name)
 def test_every_printed_character_is_found_in_the_answer(rung):
     rng = np.random.default_rng(1)
     for page, _, glyphs in render_with_glyphs(rng, replace(rung, page_numbers=0.0), 5, held_out=False):
@@ -60,21 +65,76 @@ def test_targets_are_the_visual_tokens_under_the_characters(processor):
     sample = page_sample(processor, page, pixels, glyphs, MARKDOWN)
     first = int(np.flatnonzero(sample.prompt.token_ids_T == processor.config.image_token_id)[0])
     columns = pixels.shape[1] // 32
-    for token, target in zip(sample.prompt.token_ids_T, sample.targets_T, strict=True):
+    for token, target in zip(sample.prompt.token_ids_T, sample.targets_LT[0], strict=True):
         if target != NOWHERE:
             letters = processor.tokenizer.decode([int(token)]).strip()
             row, column = divmod(target - first, columns)
             there = {g.character for g in glyphs if int(g.y // 32) == row and int(g.x // 32) == column}
             assert letters[0] in there
-    assert (sample.targets_T[sample.answer_start :] != NOWHERE).mean() > 0.8
+    assert (sample.targets_LT[0, sample.answer_start :] != NOWHERE).mean() > 0.8
+    assert (sample.targets_LT[0] == sample.targets_LT[1]).all()
+
+
+def test_the_times_of_a_clip_are_looked_for_at_the_sight_and_read_from_the_text_before_it(processor):
+    rng = np.random.default_rng(7)
+    dates = 0
+    for _ in range(6):
+        clip = make_clip(rng, seconds=24.0, size=(160, 96), held_out=False)
+        frames_THWC, times = clip_window(clip, 3.0, 16.0)
+        if not is_clear(clip, times):
+            continue
+        frames = Frames(frames_THWC, tuple(time - 3.0 for time in times))
+        sample = clip_sample(processor, clip, frames, times, 3.0)
+        is_visual = sample.prompt.token_ids_T == processor.config.video_token_id
+        for token, (first, second) in zip(sample.prompt.token_ids_T, sample.targets_LT.T, strict=True):
+            if first != NOWHERE:
+                assert is_visual[first]
+            if second not in (NOWHERE, first):
+                assert sample.prompt.token_ids_T[second] == token
+                assert processor.tokenizer.decode([int(token)]) in "0123456789."
+                between = sample.prompt.token_ids_T[second:first].tolist()
+                assert processor.tokenizer.token_to_id("<") not in between  # of the pair that is looked at
+                dates += 1
+        told = json.loads(answer_for(clip, pairs_of(times), 3.0) or "[]")
+        digits = sum(len(str(event[key])) for event in told for key in ("start", "end"))
+        assert sum(a != b for a, b in sample.targets_LT.T.tolist()) == digits
+    assert dates > 50
+
+
+def test_what_a_clip_shows_is_where_it_is_said_to_be(processor):
+    rng = np.random.default_rng(8)
+    seen: set[str] = set()
+    for _ in range(8):
+        clip = make_clip(rng, seconds=24.0, size=(160, 96), held_out=False)
+        pairs = pairs_of([index / 2 for index in range(48)])
+        for (first, second), marks in zip(pairs, sights(clip, pairs), strict=True):
+            assert all(0 <= mark.x < 160 and 0 <= mark.y < 96 for mark in marks)
+            seen |= {mark.character for mark in marks}
+            if clip.scene(first) is not clip.scene(second):
+                continue
+            frame = clip.frame(first).astype(int)
+            names = {(mark.x, mark.y): {other.character for other in marks if other.x == mark.x} for mark in marks}
+            for mark in marks:
+                if mark.character in COLORS and "stays" in names[mark.x, mark.y]:
+                    assert tuple(frame[int(mark.y), int(mark.x)]) == COLORS[mark.character]
+                if len(mark.character) == 1:  # ink in the letter's box
+                    box = frame[max(int(mark.y) - 8, 0) : int(mark.y) + 8, max(int(mark.x) - 4, 0) : int(mark.x) + 5]
+                    assert np.ptp(box) > 60
+        answer = answer_for(clip, pairs)
+        read = looks(clip, pairs, answer)
+        assert all(0 <= look.x < 160 and 0 <= look.y < 96 for look in read.values())
+        assert all(
+            answer[index].isdigit() or answer[index] == "." for index in read if read[index].time_pair is not None
+        )
+    assert {"circle", "stays", "e", "red"} <= seen
 
 
 def test_cells_hold_the_characters_whose_middle_lies_in_them():
     glyphs = [Glyph("a", 3.0, 2.0), Glyph("b", 40.0, 20.0), Glyph("c", 70.0, 2.0), Glyph("é", 1.0, 1.0)]
     seen = glyphs_of_cells(glyphs, width=64, height=32, multiple=32)
-    assert seen.shape == (2, (32 // CELL_HEIGHT) * (32 // CELL_WIDTH), len(ALPHABET))
+    assert seen.shape == (2, (32 // CELL_HEIGHT) * (32 // CELL_WIDTH), len(NAMES))
     places = {tuple(place) for place in np.argwhere(seen).tolist()}
-    assert places == {(0, 0, ALPHABET.index("a")), (1, 5, ALPHABET.index("b"))}
+    assert places == {(0, 0, NAMES.index("a")), (1, 5, NAMES.index("b"))}
 
 
 def test_batches_are_rectangular_and_hold_prompt_and_answer(processor):
@@ -98,19 +158,21 @@ def test_the_pointing_loss_is_the_cross_entropy_of_the_attention():
     torch.manual_seed(0)
     samples, length, heads, width = 2, 6, 4, 8
     query, key, value = (torch.randn(samples * length, count, width) for count in (heads, 2, 2))
-    targets = torch.full((samples, length), NOWHERE)
-    targets[0, 3], targets[1, 5] = 1, 0
+    targets = torch.full((2, samples, length), NOWHERE)
+    targets[0, 0, 3], targets[0, 1, 5] = 1, 0
+    targets[1, 0, 3], targets[1, 1, 5] = 2, 4
     pointing = PointingCausal(targets)
-    attended = pointing(POINTING_LAYERS[0], query, key, value)
-    assert attended.shape == query.shape
-    expected = []
-    for sample, token, target in ((0, 3, 1), (1, 5, 0)):
-        start = sample * length
-        scores = [query[start + token - 1, 0] @ key[start + seen, 0] / width**0.5 for seen in range(token)]
-        expected.append(-torch.log_softmax(torch.stack(scores), 0)[target])
-    assert torch.allclose(pointing.losses[0], torch.stack(expected).mean(), atol=1e-6)
+    for look, layer in enumerate(POINTING_LAYERS):
+        attended = pointing(layer, query, key, value)
+        assert attended.shape == query.shape
+        expected = []
+        for sample, token in ((0, 3), (1, 5)):
+            start = sample * length
+            scores = [query[start + token - 1, 0] @ key[start + seen, 0] / width**0.5 for seen in range(token)]
+            expected.append(-torch.log_softmax(torch.stack(scores), 0)[targets[look, sample, token]])
+        assert torch.allclose(pointing.losses[look], torch.stack(expected).mean(), atol=1e-6)
     pointing(POINTING_LAYERS[-1] + 1, query, key, value)
-    assert len(pointing.losses) == 1
+    assert len(pointing.losses) == len(POINTING_LAYERS)
 
 
 def test_every_parameter_gets_a_gradient_and_some_steps_lower_the_loss(processor):
