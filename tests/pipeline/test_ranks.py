@@ -6,9 +6,9 @@ from dataclasses import replace
 import psutil
 import pyarrow.parquet as pq
 import pytest
-from reportlab.lib.pagesizes import A5
 from reportlab.pdfgen.canvas import Canvas
 
+from jobs.samples import CARD_SIZE
 from pipeline.flow import engine_loader, prepare, run
 from pipeline.job import ParseJob
 from tests.drive import SMALL
@@ -20,9 +20,11 @@ TWO_CPUS = replace(SMALL, replica_cpus=2.0)
 
 @pytest.mark.heavy
 def test_the_pool_goes_on_when_a_rank_is_killed_and_every_page_is_read_as_by_one_rank(ray_address, tmp_path):
-    canvas = Canvas(str(tmp_path / "a.pdf"), pagesize=A5)
+    canvas = Canvas(str(tmp_path / "a.pdf"), pagesize=CARD_SIZE)  # as the embedded model reads it
     for page_no in range(PAGES):
-        canvas.drawString(100, 500, f"This is page {page_no}")
+        canvas.setFont("Helvetica", 16)
+        canvas.drawString(8, 256, f"This is the text of page {page_no}")
+        canvas.drawString(8, 236, "which goes on for another line")
         canvas.showPage()
     canvas.save()
 
