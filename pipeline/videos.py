@@ -9,8 +9,9 @@ from typing import BinaryIO
 import numpy as np
 
 from pipeline.records import BadInput, ErrorCode, Failure, Stage, Window, WindowFacts, WindowSpan
+from pipeline.video_color import HDR
 from pipeline.video_file import VideoFile, open_video
-from pipeline.video_frames import HDR, Orientation, SampledWindow, orientation_of, sample_windows
+from pipeline.video_frames import Orientation, SampledWindow, orientation_of, sample_windows
 from pipeline.video_windows import PlannedWindow, VideoOptions, frame_dimensions, plan_windows, window_tokens
 
 VFR_SHARE = 0.1  # frames whose intervals differ by more than this share have a variable rate
