@@ -1,14 +1,18 @@
 """Videos through the stages of the stream one after the other, without Ray: survey, decoder, answers, part, tables."""
 
 import io
+import shutil
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import replace
+from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pytest
 
 from jobs import retry_failed, status, verify
+from model.request import Completion, Prompt
 from pipeline.audit import audit
 from pipeline.books import FrozenSurvey
 from pipeline.close import close_shard
@@ -33,13 +37,16 @@ __all__ = ["inputs"]
 REFUSED = Failure(Stage.INFER, ErrorCode.INFER_REJECTED, "too long")
 
 
-def answered(row: Row, refused: Collection[int]) -> Row:
+Answer = Callable[[Prompt], Completion]
+
+
+def answered(row: Row, refused: Collection[int], answer: Answer) -> Row:
     """What a replica makes of a row of the decoder; it refuses the windows with these numbers."""
     decoded = DecodedUnit.from_row(row)
     pieces = [
         AnsweredPiece(
             piece.facts,
-            tuple(REFUSED if piece.facts.number in refused else completion(prompt) for prompt in piece.prompts),
+            tuple(REFUSED if piece.facts.number in refused else answer(prompt) for prompt in piece.prompts),
         )
         for piece in decoded.pieces
     ]
@@ -54,20 +61,20 @@ def freeze_survey(setup: Setup) -> FrozenSurvey:
     return setup.books.freeze_survey(setup.books.claim_epoch(), [(assets, units)])
 
 
-def finish(setup: Setup, survey: FrozenSurvey, refused: Collection[int] = ()) -> None:
+def finish(setup: Setup, survey: FrozenSurvey, refused: Collection[int] = (), answer: Answer = completion) -> None:
     """Reads what has no rows yet, and closes the books."""
     books = setup.books
     epoch = books.claim_epoch()
     decoder, writer = Decoder(decode_options(setup, SMALL)), PartWriter(sink_options(setup, epoch))
     for unit in missing_units(books, survey, books.sealed(epoch)).to_pylist():
-        writer(pa.Table.from_pylist([answered(decoder(unit), refused)]))
+        writer(pa.Table.from_pylist([answered(decoder(unit), refused, answer)]))
     closed = close_shard(books, survey, 0, books.sealed(books.claim_epoch()), setup.kind)
     manifest = make_manifest(setup.job, setup.settings, survey, [closed], [], wall_seconds=1.0)
     write_manifest(books.store, books.output, manifest)
 
 
-def close_index(setup: Setup, refused: Collection[int] = ()) -> None:
-    finish(setup, freeze_survey(setup), refused)
+def close_index(setup: Setup, refused: Collection[int] = (), answer: Answer = completion) -> None:
+    finish(setup, freeze_survey(setup), refused, answer)
 
 
 def test_every_light_is_one_event_and_every_input_a_row(inputs, tmp_path):
@@ -164,3 +171,37 @@ def test_a_retry_takes_the_options_of_its_job_and_refuses_those_of_the_other_kin
     assert retry_failed.retry_job(manifest, flags) == replace(job, window_timeout_seconds=7.0)
     assert retry_failed.main([job.output, "--page-timeout-seconds", "7"]) == 2
     assert "page_timeout_seconds is no option of the job" in capsys.readouterr().err
+
+
+SAMPLES = Path(__file__).parents[3] / "shared" / "data" / "video"
+# What the manifest of the samples says becomes of each; of those not named here all is well.
+TROUBLED = {
+    "sample_audio_only_15s.mp4": ("failed", "no_video"),
+    **dict.fromkeys(
+        ("hls_http.m3u8", "hls_key.m3u8", "hls_local.m3u8", "concat_as.mp4", "sdp_as.mp4"),
+        ("failed", "unsupported_type"),
+    ),
+}
+
+
+@pytest.mark.skipif(not SAMPLES.is_dir(), reason="no sample videos here")
+def test_every_sample_and_every_hostile_file_has_the_row_its_manifest_says(tmp_path):
+    """Through the survey, the decoder, the sink and closing."""
+    files = [path for path in SAMPLES.rglob("*") if path.suffix in {".mp4", ".mkv", ".ts", ".m3u8"}]
+    (tmp_path / "in").mkdir()
+    for path in files:
+        shutil.copy(path, tmp_path / "in")
+    job = IndexJob(input=str(tmp_path / "in" / "*"), output=str(tmp_path / "out"))
+    close_index(prepare(job))
+    rows = {row["filename"]: row for row in tables_of(tmp_path / "out")["videos"].to_pylist()}
+    assert rows.keys() == {path.name for path in files}
+    assert len(rows) >= 17
+    for name, row in rows.items():
+        assert (row["status"], row["error_code"]) == TROUBLED.get(name, ("ok", "")), name
+        assert (row["duration_us"] > 0) == (name not in TROUBLED)
+    corrupted = rows["corrupted.mp4"]
+    assert (corrupted["decode_errors"], corrupted["corrupt_frames"], corrupted["is_truncated"]) == (1, 1, False)
+    assert rows["mv_with_2_top_shots.mp4"]["rotation"] == 270
+    assert rows["sample_with_htc_rotation_track_name.mkv"]["rotation"] == 0
+    assert rows["nasa_13013.mp4"]["video_tracks"] == 2
+    assert rows["derived_vfr_needles.mp4"]["is_vfr"]

@@ -1,10 +1,13 @@
 """Videos: every sampled frame is the one that shows at its time, whatever the container does with time."""
 
+import os
 import socket
 import threading
+from contextlib import suppress
 from fractions import Fraction
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 from transformers.models.qwen3_vl.processing_qwen3_vl import Qwen3VLProcessor
@@ -261,25 +264,69 @@ HOSTILE = {
 }
 
 
-@pytest.mark.parametrize("name", sorted(HOSTILE))
-def test_a_hostile_file_opens_nothing_else(name, tmp_path, monkeypatch):
-    """A listener that is never called, and a file beside it that is never read."""
+@pytest.fixture
+def canary(tmp_path, monkeypatch) -> Path:
+    """A video in the working folder that says whether it was read."""
     monkeypatch.chdir(tmp_path)
-    write_frames(tmp_path / "canary.ts", steps(20, 3600), TICK)
-    canary_read_at = (tmp_path / "canary.ts").stat().st_atime_ns
-    called = []
+    path = tmp_path / "canary.ts"
+    write_frames(path, steps(20, 3600), TICK)
+    mark_unread(path)
+    path.read_bytes()
+    if is_unread(path):
+        pytest.skip("this file system does not note when files are read")
+    mark_unread(path)
+    return path
+
+
+def mark_unread(path: Path) -> None:
+    os.utime(path, ns=(0, path.stat().st_mtime_ns))
+
+
+def is_unread(path: Path) -> bool:
+    return path.stat().st_atime_ns == 0
+
+
+@pytest.mark.parametrize("name", sorted(HOSTILE))
+def test_a_hostile_file_opens_nothing_else(name, canary):
+    """A listener that is never called, and a file beside it that is never read."""
+    hostile, called = canary.with_name(name), []
     with socket.create_server(("127.0.0.1", 0)) as server:
         server.settimeout(0.5)
         listener = threading.Thread(target=lambda: _accept(server, called))
         listener.start()
-        (tmp_path / name).write_text(HOSTILE[name].format(port=server.getsockname()[1]))
-        for file in (tmp_path / name).open("rb"), Store().open(Store().stat(str(tmp_path / name))):
+        hostile.write_text(HOSTILE[name].format(port=server.getsockname()[1]))
+        for file in hostile.open("rb"), Store().open(Store().stat(str(hostile))):
             with file, pytest.raises(BadInput) as caught:
                 inspect_video(file, options())
             assert caught.value.failure.code == "unsupported_type"
         listener.join()
     assert not called
-    assert (tmp_path / "canary.ts").stat().st_atime_ns == canary_read_at
+    assert is_unread(canary)
+
+
+def open_unguarded(path: Path) -> None:
+    with path.open("rb") as file, suppress(av.error.FFmpegError), av.open(file, timeout=5) as container:
+        next(container.decode(video=0))
+
+
+def test_unguarded_a_concat_script_does_open_another_file(canary):
+    """So that the test above can fail."""
+    canary.with_name("concat.mp4").write_text(HOSTILE["concat.mp4"])
+    open_unguarded(canary.with_name("concat.mp4"))
+    assert not is_unread(canary)
+
+
+def test_unguarded_a_playlist_does_call_the_network(canary):
+    """So that the test above can fail."""
+    hostile, called = canary.with_name("hls_http.m3u8"), []
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        server.settimeout(10)
+        listener = threading.Thread(target=lambda: _accept(server, called))
+        listener.start()
+        hostile.write_text(HOSTILE["hls_http.m3u8"].format(port=server.getsockname()[1]))
+        open_unguarded(hostile)
+        listener.join()
+    assert called
 
 
 def _accept(server: socket.socket, called: list[bool]) -> None:
