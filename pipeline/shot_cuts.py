@@ -4,6 +4,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 _BLOCK = 8  # pixels; means of blocks change little with noise and fine detail
+_STEP = 4  # of the pixels of a block every fourth row and column are looked at, which is enough and costs a tenth
 _LEAST_CHANGE = 30.0  # of 255, mean over blocks and colours
 _LEAST_RATIO = 2.5  # to the usual change around it: pans and shaking cameras change every frame
 _NEIGHBOURS = 4  # changes on either side that tell what is usual
@@ -15,8 +16,9 @@ def shot_cuts(frames_THWC: NDArray[np.uint8]) -> list[int]:
     Fades and dissolves count where they are over within the time between two frames.
     """
     frames, height, width, colors = frames_THWC.shape
-    blocks = frames_THWC.reshape(frames, height // _BLOCK, _BLOCK, width // _BLOCK, _BLOCK, colors)
-    means = np.stack([frame.mean(axis=(1, 3), dtype=np.float32) for frame in blocks])
+    side = _BLOCK // _STEP
+    seen = frames_THWC[:, ::_STEP, ::_STEP].reshape(frames, height // _BLOCK, side, width // _BLOCK, side, colors)
+    means = seen.mean(axis=(2, 4), dtype=np.float32)
     changes = np.abs(np.diff(means, axis=0)).mean(axis=(1, 2, 3))
     return [
         index + 1
