@@ -17,7 +17,8 @@ and OUTPUT/_job.json. What cannot be read is a row that says why.
 A window is as long as the checkpoint's frames allow, 60 seconds at most unless you say otherwise; frames per second,
 seconds and tokens of a window follow from each other, and --plan prints them. More pixels for each frame: fewer
 seconds, fewer frames per second, or more tokens. Sharper times: more frames per second, since no time is better than
-the frame pair it was read from.
+the frame pair it was read from. Where a shot ends in the second half of what two windows share, the first one does too.
+For windows of hours give --max-frames-per-window and --max-tokens-per-window as the model's context allows.
 Stopped or killed, the same command goes on where it was; finished, it says so and does nothing."""
 EXAMPLES = """\
 examples:

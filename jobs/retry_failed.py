@@ -1,8 +1,8 @@
 """Reads again what failed in a finished job, and nothing else: `python -m jobs.retry_failed OUTPUT [--code CODE ...]`.
 
-The inputs and pages that failed are tried once more, with the job's own settings; the tables are then written anew,
-with one row for each input and each page as before. Options that the answers do not depend on may be changed: more
-memory, a longer time limit, a password. Killed, the same command goes on.
+The inputs, pages and windows that failed are tried once more, with the job's own settings; the tables are then written
+anew, with one row for each input and each page or window as before. Options that the answers do not depend on may be
+changed: more memory, a longer time limit, a password. Killed, the same command goes on.
 """
 
 import argparse
@@ -12,10 +12,11 @@ import sys
 from collections.abc import Sequence
 
 from jobs.cluster import connected
-from jobs.options import add_options, add_store_options, document_books, make_job
+from jobs.options import add_options, add_store_options, job_books, make_job
 from jobs.running import BAD_JOB, DONE, STOPPED, interrupt
 from pipeline.flow import Setup, Superseded, cluster, prepare, run
-from pipeline.job import PARSE_ANSWER_FIELDS, ParseJob
+from pipeline.job import INDEX_ANSWER_FIELDS, PARSE_ANSWER_FIELDS, IndexJob, ParseJob
+from pipeline.kinds import VIDEO_KIND, kind_of
 from pipeline.lease import Occupied, hold
 from pipeline.manifest import Manifest, read_manifest
 from pipeline.progress import summary_text
@@ -24,14 +25,16 @@ from pipeline.resources import allocate
 from pipeline.retry import begin_retry
 from pipeline.store import absolute
 
-_FIXED = {"config", "input", "output", "model", "prompt", *PARSE_ANSWER_FIELDS}
+_FIXED = {"config", "input", "output", "model", "prompt", *PARSE_ANSWER_FIELDS, *INDEX_ANSWER_FIELDS}
+_PARSE_FIELDS = {field.name for field in dataclasses.fields(ParseJob)}
+_INDEX_FIELDS = {field.name for field in dataclasses.fields(IndexJob)}
 _STORE = {"endpoint_url", "profile", "region"}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    flags = _parser().parse_args(argv)
+    flags = parser().parse_args(argv)
     try:
-        books = document_books(flags)
+        books = job_books(flags)
         manifest = read_manifest(books.store, books.output)
         if manifest is None:
             raise ValueError(f"{books.output} holds no finished job: finish it first, with the command that began it")
@@ -54,17 +57,21 @@ def main(argv: Sequence[str] | None = None) -> int:
         return STOPPED
 
 
-def retry_job(manifest: Manifest, flags: argparse.Namespace) -> ParseJob:
-    """The job as it was run, with what the flags change. Passwords are not in the manifest: give them again."""
-    if "window_seconds" in manifest.config:
-        raise ValueError(f"{flags.output} is an index of videos; only jobs of documents can be retried yet")
-    names = {field.name for field in dataclasses.fields(ParseJob)} - {"password"}
-    as_it_was = {name: value for name, value in manifest.config.items() if name in names}
-    for name, value in as_it_was.items():
+def retry_job(manifest: Manifest, flags: argparse.Namespace) -> ParseJob | IndexJob:
+    """The job as it was run, with what the flags change. Passwords are not in the manifest: give them again.
+
+    Raises ValueError for a flag of the other kind of job.
+    """
+    is_index = kind_of(manifest.config) is VIDEO_KIND
+    names, others = (_INDEX_FIELDS, _PARSE_FIELDS) if is_index else (_PARSE_FIELDS, _INDEX_FIELDS)
+    for name in others - names:
+        if getattr(flags, name, None) is not None:
+            raise ValueError(f"{name} is no option of the job in {flags.output}")
+    for name in (manifest.config.keys() & names) - {"password"}:
         if getattr(flags, name, None) is None:
-            setattr(flags, name, value)
+            setattr(flags, name, manifest.config[name])
     flags.output = absolute(flags.output)
-    return make_job(ParseJob, flags)
+    return make_job(IndexJob, flags) if is_index else make_job(ParseJob, flags)
 
 
 def _work(setup: Setup, codes: Sequence[str]) -> int:
@@ -83,7 +90,7 @@ def _work(setup: Setup, codes: Sequence[str]) -> int:
     return DONE
 
 
-def _parser() -> argparse.ArgumentParser:
+def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m jobs.retry_failed", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -95,6 +102,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--take-over", action="store_true", help="end another run that is working on this output")
     add_store_options(parser)
     add_options(parser, ParseJob, without=_FIXED | _STORE)
+    add_options(parser, IndexJob, without=_FIXED | _STORE | _PARSE_FIELDS)
     return parser
 
 

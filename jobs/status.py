@@ -5,7 +5,7 @@ import sys
 import time
 from collections.abc import Sequence
 
-from jobs.options import add_store_options, document_books
+from jobs.options import add_store_options, job_books
 from pipeline.progress import failures
 from pipeline.status import JobStatus, job_status
 
@@ -17,7 +17,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--every", type=float, metavar="SECONDS", help="show it again and again until the job is done")
     flags = parser.parse_args(argv)
     try:
-        books = document_books(flags)
+        books = job_books(flags)
     except ValueError as error:
         print(f"status: {error}", file=sys.stderr)
         return 2
@@ -32,12 +32,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 def report(status: JobStatus) -> str:
     if status.survey is None:
         return "no job here" if status.epochs == 0 else "the inputs are being opened"
-    done = status.pages.total()
-    states = ", ".join(f"{state} {count:,}" for state, count in sorted(status.pages.items()))
+    done = status.pieces.total()
+    states = ", ".join(f"{state} {count:,}" for state, count in sorted(status.pieces.items()))
     return "\n".join(
         [
             f"inputs  {status.survey.assets:,}, {failures(status.survey.failed)}",
-            f"pages   {done:,}/{status.survey.unit_pages:,}" + (f": {states}" if states else ""),
+            f"{status.kind.pieces:<7} {done:,}/{status.survey.unit_pages:,}" + (f": {states}" if states else ""),
             f"failed  {failures(status.failed).removeprefix('failed ')}",
             f"state   {'finished' if status.finished else 'not finished'}, run {status.epochs}",
         ]

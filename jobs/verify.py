@@ -4,7 +4,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from jobs.options import add_store_options, document_books
+from jobs.options import add_store_options, job_books
 from pipeline.audit import Recount, audit
 
 
@@ -14,7 +14,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     add_store_options(parser)
     flags = parser.parse_args(argv)
     try:
-        books = document_books(flags)
+        books = job_books(flags)
     except ValueError as error:
         print(f"verify: {error}", file=sys.stderr)
         return 2
@@ -29,12 +29,12 @@ def report(counted: Recount) -> str:
         f"inputs     {counted.inputs:,}",
         f"units      {counted.units:,} in {counted.parts:,} parts; {counted.late_parts:,} late parts do not count",
     ]
-    for name, by_status in (("documents", counted.documents), ("pages", counted.pages)):
+    for name, by_status in ((counted.kind.assets, counted.assets), (counted.kind.pieces, counted.pieces)):
         if by_status is not None:
             detail = ", ".join(f"{status} {count:,}" for status, count in sorted(by_status.items()))
             lines.append(f"{name:<10} {by_status.total():,}: {detail}")
-    if counted.documents is not None:
-        lines.append(f"blocks     {counted.blocks:,}")
+    if counted.assets is not None:
+        lines.append(f"{counted.kind.found:<10} {counted.found:,}")
     lines += [f"DIFFERS    {difference}" for difference in counted.differences]
     return "\n".join([*lines, "not as it should be" if counted.differences else "all is as it should be"])
 

@@ -15,28 +15,25 @@ import pyarrow.parquet as pq
 
 from pipeline.books import Books, FrozenSurvey
 from pipeline.close import read_units, shard_pieces
-from pipeline.kinds import DOCUMENT_KIND
+from pipeline.kinds import DOCUMENT_KIND, Kind, kind_of
 from pipeline.manifest import Counts, Manifest, TableFile, finished_manifest
 from pipeline.store import Store, join
-from pipeline.tables import BLOCKS, DOCUMENTS, PAGES, PARTS, blocks_table, pages_table
 
-TABLES = {"documents": DOCUMENTS, "pages": PAGES, "blocks": BLOCKS}
-IDS = {"documents": "doc_id", "pages": "page_id", "blocks": "block_id"}
 MAX_EXAMPLES = 3
-_STATUSES = ("ok", "blank", "truncated", "failed", "skipped")
 
 
 @dataclass(frozen=True, slots=True)
 class Recount:
     """What was found in the files."""
 
+    kind: Kind = DOCUMENT_KIND
     inputs: int = 0  # of the survey
     units: int = 0
     parts: int = 0  # that count
     late_parts: int = 0  # that came after their epoch was sealed: they do not count, and do no harm
-    documents: Counter[str] | None = None  # by status
-    pages: Counter[str] | None = None
-    blocks: int = 0
+    assets: Counter[str] | None = None  # by status
+    pieces: Counter[str] | None = None
+    found: int = 0  # blocks or events
     differences: tuple[str, ...] = ()
 
 
@@ -46,10 +43,12 @@ def audit(store: Store, output: str) -> Recount:
     survey = books.survey()
     if survey is None:
         return Recount(differences=(f"there is no job in {output}, or its survey is not finished",))
+    kind = kind_of(books.record())
     units = pa.concat_tables(books.survey_units(survey, shard) for shard in range(survey.shards))
     sealed, seal_faults = _read_seals(books)
-    part_faults = list(_check_parts(books, units, sealed))
+    part_faults = list(_check_parts(books, kind, units, sealed))
     counted = Recount(
+        kind=kind,
         inputs=survey.assets,
         units=len(units),
         parts=len(sealed["part"].unique()),
@@ -88,8 +87,8 @@ def _check_survey(books: Books, survey: FrozenSurvey, units: pa.Table) -> Iterat
     yield from _twice("units of the survey", units["unit_id"].to_pylist())
 
 
-def _check_parts(books: Books, units: pa.Table, sealed: pa.Table) -> Iterator[str]:
-    """Whether each unit has exactly its pages in a part that can be read (Parquet's checksums are verified)."""
+def _check_parts(books: Books, kind: Kind, units: pa.Table, sealed: pa.Table) -> Iterator[str]:
+    """Whether each unit has exactly its pieces in a part that can be read (Parquet's checksums are verified)."""
     wanted = {unit["unit_id"]: unit for unit in units.select(["unit_id", "asset_id", "first", "last"]).to_pylist()}
     counted = sealed["unit_id"].to_pylist()
     yield from _some("units have no rows", wanted.keys() - set(counted))
@@ -105,16 +104,16 @@ def _check_parts(books: Books, units: pa.Table, sealed: pa.Table) -> Iterator[st
         except (OSError, pa.ArrowException) as error:
             yield f"part {part} cannot be read: {error}"
             continue
-        if not rows.schema.equals(PARTS):
+        if not rows.schema.equals(kind.parts):
             yield f"part {part} has another schema"
             continue
         found: dict[str, list[tuple[str, int]]] = {}
-        for row in rows.select(["unit_id", "doc_id", "page_no"]).to_pylist():
-            found.setdefault(row["unit_id"], []).append((row["doc_id"], row["page_no"]))
+        for row in rows.select(["unit_id", kind.asset_id, kind.piece_no]).to_pylist():
+            found.setdefault(row["unit_id"], []).append((row[kind.asset_id], row[kind.piece_no]))
         for unit in (wanted[unit_id] for unit_id in unit_ids if unit_id in wanted):
-            pages = [(unit["asset_id"], page_no) for page_no in range(unit["first"], unit["last"] + 1)]
-            if found.get(unit["unit_id"]) != pages:
-                yield f"part {part}: unit {unit['unit_id']} holds other pages than the survey gave it"
+            pieces = [(unit["asset_id"], number) for number in range(unit["first"], unit["last"] + 1)]
+            if found.get(unit["unit_id"]) != pieces:
+                yield f"part {part}: unit {unit['unit_id']} holds other {kind.pieces} than the survey gave it"
 
 
 def _unit_ids(books: Books, survey: FrozenSurvey) -> Iterator[str]:
@@ -126,42 +125,43 @@ def _check_tables(
     books: Books, survey: FrozenSurvey, sealed: pa.Table, manifest: Manifest, counted: Recount
 ) -> Recount:
     """Every file of the manifest, shard by shard, against the survey, the parts and each other."""
+    kind = counted.kind
     files = {file.file: file for file in manifest.tables}
-    faults = list(_check_files(books, files.keys()))
-    documents, pages, blocks = Counter[str](), Counter[str](), 0
-    errors: dict[str, Counter[str]] = {"documents": Counter(), "pages": Counter()}
-    tokens = Counter[str]()
-    ids: dict[str, list[str]] = {name: [] for name in TABLES}
+    faults = list(_check_files(books, kind, files.keys()))
+    statuses: dict[str, Counter[str]] = {kind.assets: Counter(), kind.pieces: Counter()}
+    errors: dict[str, Counter[str]] = {kind.assets: Counter(), kind.pieces: Counter()}
+    rows, tokens = Counter[str](), Counter[str]()
+    ids: dict[str, list[str]] = {name: [] for name in kind.schemas}
     for shard in range(survey.shards):
         tables = {}
-        for name in TABLES:
-            tables[name], found = _read_table(books, files, f"{name}/{name}-{shard:05d}.parquet", TABLES[name])
+        for name, schema in kind.schemas.items():
+            tables[name], found = _read_table(books, files, f"{name}/{name}-{shard:05d}.parquet", schema)
             faults += found
-            ids[name] += tables[name][IDS[name]].to_pylist()
-        documents.update(tables["documents"]["status"].to_pylist())
-        pages.update(tables["pages"]["status"].to_pylist())
-        blocks += len(tables["blocks"])
-        for name, counter in errors.items():
-            counter.update(filter(None, tables[name]["error_code"].to_pylist()))
+            ids[name] += tables[name][kind.ids[name]].to_pylist()
+            rows[name] += len(tables[name])
+        for name in statuses:
+            statuses[name].update(tables[name]["status"].to_pylist())
+            errors[name].update(filter(None, tables[name]["error_code"].to_pylist()))
         for column in ("tokens_in", "tokens_out"):
-            tokens[column] += pc.sum(tables["pages"][column]).as_py() or 0
-        faults += _check_shard(books, survey, shard, sealed, tables)
+            tokens[column] += pc.sum(tables[kind.pieces][column]).as_py() or 0
+        faults += _check_shard(books, kind, survey, shard, sealed, tables)
     for name, values in ids.items():
         faults += _twice(f"rows of {name}", values)
-    faults += _unequal("inputs with a row", documents.total(), survey.assets)
-    faults += _unequal("documents in the manifest", manifest.assets, _counts(documents, errors["documents"]))
-    faults += _unequal("pages in the manifest", manifest.pieces, _counts(pages, errors["pages"]))
-    faults += _unequal("blocks in the manifest", manifest.found, blocks)
+    faults += _unequal("inputs with a row", rows[kind.assets], survey.assets)
+    for name, counts in ((kind.assets, manifest.assets), (kind.pieces, manifest.pieces)):
+        faults += _unequal(f"{name} in the manifest", counts, _counts(statuses[name], errors[name]))
+    faults += _unequal(f"{kind.found} in the manifest", manifest.found, rows[kind.found])
     for column in ("tokens_in", "tokens_out"):
         faults += _unequal(f"{column} in the manifest", getattr(manifest, column), tokens[column])
-    return _with(replace(counted, documents=documents, pages=pages, blocks=blocks), faults)
+    recounted = replace(counted, assets=statuses[kind.assets], pieces=statuses[kind.pieces], found=rows[kind.found])
+    return _with(recounted, faults)
 
 
-def _check_files(books: Books, listed: Iterable[str]) -> Iterator[str]:
+def _check_files(books: Books, kind: Kind, listed: Iterable[str]) -> Iterator[str]:
     """Readers take every file of a table's folder: there must be no other than the manifest's."""
     there = {
         asset.uri.removeprefix(join(books.output, ""))
-        for name in TABLES
+        for name in kind.schemas
         for asset in books.store.list(join(books.output, name))
     }
     yield from _some("files of tables are not in the manifest", there - set(listed))
@@ -186,30 +186,41 @@ def _read_table(books: Books, files: dict[str, TableFile], file: str, schema: pa
 
 
 def _check_shard(
-    books: Books, survey: FrozenSurvey, shard: int, sealed: pa.Table, tables: dict[str, pa.Table]
+    books: Books, kind: Kind, survey: FrozenSurvey, shard: int, sealed: pa.Table, tables: dict[str, pa.Table]
 ) -> Iterator[str]:
-    """One row for each input, pages that add up, and pages and blocks as the parts have them."""
+    """One row for each input, pieces that add up, and all tables as the parts have them."""
     assets, units = books.survey_assets(survey, shard), books.survey_units(survey, shard)
-    documents, pages, blocks = (tables[name] for name in TABLES)
+    told, pieces, found = (tables[name] for name in (kind.assets, kind.pieces, kind.found))
     yield from _unequal(
-        f"inputs of shard {shard} and their rows", documents["doc_id"].to_pylist(), assets["asset_id"].to_pylist()
+        f"inputs of shard {shard} and their rows", told[kind.asset_id].to_pylist(), assets["asset_id"].to_pylist()
     )
-    of_document: dict[str, Counter[str]] = {}
-    for doc_id, status in zip(pages["doc_id"].to_pylist(), pages["status"].to_pylist(), strict=True):
-        of_document.setdefault(doc_id, Counter())[status] += 1
-    columns = ["doc_id", "pages_total", *(f"pages_{status}" for status in _STATUSES)]
-    for row in documents.select(columns).to_pylist():
-        found = of_document.pop(row["doc_id"], Counter())
-        told = Counter({status: row[f"pages_{status}"] for status in _STATUSES if row[f"pages_{status}"]})
-        if found != told or row["pages_total"] != found.total():
-            yield f"document {row['doc_id']} says {row['pages_total']} pages {dict(told)}, the pages are {dict(found)}"
-    yield from _some("documents have pages but no row", of_document)
-    yield from _some("blocks belong to no page", set(blocks["page_id"].to_pylist()) - set(pages["page_id"].to_pylist()))
+    yield from _check_sums(kind, told, pieces)
+    places = set(pieces[kind.found_in].to_pylist())
+    yield from _some(f"places of {kind.found} are in no {kind.pieces}", set(found[kind.found_in].to_pylist()) - places)
     mine = sealed.filter(pc.is_in(sealed["unit_id"], value_set=units["unit_id"].combine_chunks()))
-    rows = shard_pieces(assets, units, read_units(books, mine, DOCUMENT_KIND), DOCUMENT_KIND)
-    for name, from_parts in (("pages", pages_table(rows)), ("blocks", blocks_table(rows))):
+    rows = shard_pieces(assets, units, read_units(books, mine, kind), kind)
+    for name, from_parts in kind.tables(assets, rows).items():
         if not tables[name].equals(from_parts):
             yield f"the {name} of shard {shard} are not those of the parts"
+
+
+def _check_sums(kind: Kind, told: pa.Table, pieces: pa.Table) -> Iterator[str]:
+    """Whether each input counts the pieces that are there, by their status."""
+    of_asset: dict[str, Counter[str]] = {}
+    for asset_id, status in zip(pieces[kind.asset_id].to_pylist(), pieces["status"].to_pylist(), strict=True):
+        of_asset.setdefault(asset_id, Counter())[status] += 1
+    prefix = f"{kind.pieces}_"
+    columns = [name for name in told.schema.names if name.startswith(prefix)]
+    for row in told.select([kind.asset_id, *columns]).to_pylist():
+        found = of_asset.pop(row[kind.asset_id], Counter())
+        says = Counter({name.removeprefix(prefix): row[name] for name in columns if row[name]})
+        total = says.pop("total", 0)
+        if found != says or total != found.total():
+            yield (
+                f"{kind.asset_id} {row[kind.asset_id]} says {total} {kind.pieces} {dict(says)}, "
+                f"the {kind.pieces} are {dict(found)}"
+            )
+    yield from _some(f"inputs have {kind.pieces} but no row", of_asset)
 
 
 def _count_parts(books: Books) -> int:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from pipeline.event_tables import chapters_table, events_table
 from pipeline.merge_events import chapters_of, merge_events
@@ -54,9 +55,11 @@ def video_tables(assets: pa.Table, windows: pa.Table) -> dict[str, pa.Table]:
 
 
 def _with_times(windows: pa.Table, planned: Sequence[PlannedWindow]) -> pa.Table:
-    """The windows with the times of their plan: one that failed was written without."""
+    """The windows with their times: one that failed was written without, and gets those of its plan."""
+    has_failed = pc.equal(windows["status"], WindowStatus.FAILED.value)
     for name in ("start_us", "end_us", "core_end_us"):
-        times = pa.array([getattr(window, name) for window in planned], pa.int64())
+        times = pa.chunked_array([pa.array([getattr(window, name) for window in planned], pa.int64())])
+        times = pc.if_else(has_failed, times, windows[name])
         windows = windows.set_column(windows.schema.get_field_index(name), windows.schema.field(name), times)
     return windows
 

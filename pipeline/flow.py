@@ -16,7 +16,7 @@ from pipeline.books import Books, FrozenSurvey
 from pipeline.close import close_shards
 from pipeline.decode import DecodeOptions
 from pipeline.documents import DocumentOptions
-from pipeline.job import IndexJob, ParseJob, answer_settings, job_record, resolve_model
+from pipeline.job import INSTRUCTION_TOKENS, IndexJob, ParseJob, answer_settings, job_record, resolve_model
 from pipeline.kinds import DOCUMENT_KIND, VIDEO_KIND, Kind
 from pipeline.listing import list_inputs
 from pipeline.manifest import ClosedShard, Manifest, finished_manifest, make_manifest, reopen, write_manifest
@@ -58,7 +58,6 @@ def prepare(job: ParseJob | IndexJob) -> Setup:
     Raises ValueError.
     """
     processor = Processor.from_pretrained(resolve_model(job.model))
-    processor.check_context(job.max_context or None, job.rope_scaling or None, job.longest_prompt_and_answer)
     processor.config.check_tensor_parallel(job.tensor_parallel)
     prompt: PagePrompt | VideoPrompt
     media: DocumentOptions | VideoOptions
@@ -66,8 +65,12 @@ def prepare(job: ParseJob | IndexJob) -> Setup:
         kind = VIDEO_KIND
         prompt = video_prompt(job.prompt, job.query, job.question, checkpoint_folder(resolve_model(job.model)))
         media = video_media(job, prompt, processor)
+        prompt_tokens = media.prompt_tokens
     else:
         kind, prompt, media = DOCUMENT_KIND, page_prompt(job.prompt), document_media(job, processor)
+        prompt_tokens = job.max_tokens_per_page
+    longest = prompt_tokens + job.max_new_tokens + INSTRUCTION_TOKENS
+    processor.check_context(job.max_context or None, job.rope_scaling or None, longest)
     settings = answer_settings(job, prompt)
     store = Store(job.store_options)
     books = Books(store, job.output)
@@ -93,9 +96,10 @@ def document_media(job: ParseJob, processor: Processor) -> DocumentOptions:
 
 
 def video_media(job: IndexJob, prompt: VideoPrompt, processor: Processor) -> VideoOptions:
+    """Raises ValueError, also for windows that do not fit into the context."""
     if processor.video is None:
         raise ValueError(f"model {job.model} has no video_preprocessor_config.json: it does not read videos")
-    return video_options(
+    options = video_options(
         processor.video,
         fps=job.fps,
         window_seconds=job.window_seconds,
@@ -103,7 +107,16 @@ def video_media(job: IndexJob, prompt: VideoPrompt, processor: Processor) -> Vid
         max_tokens_per_window=job.max_tokens_per_window,
         pixel_multiple=processor.pixel_multiple,
         prompts_per_window=len(prompt.instructions),
+        max_frames_per_window=job.max_frames_per_window,
+        shot_cuts=job.shot_cuts,
     )
+    context = job.max_context or processor.config.text.max_position_embeddings
+    if options.prompt_tokens > context:
+        raise ValueError(
+            f"a window takes up to {options.prompt_tokens:,} tokens, times included, and the context is {context:,}: "
+            "give less fps, window_seconds or max_tokens_per_window, or more max_context with rope_scaling"
+        )
+    return options
 
 
 def run(

@@ -108,11 +108,6 @@ class Job:
         raise NotImplementedError
 
     @property
-    def longest_prompt_and_answer(self) -> int:
-        """Tokens that a prompt and its answer may take, the instruction included, as far as the job says so."""
-        raise NotImplementedError
-
-    @property
     def answer_fields(self) -> tuple[str, ...]:
         """What the rows depend on; the rest only decides how fast and where they are made."""
         raise NotImplementedError
@@ -152,10 +147,6 @@ class ParseJob(Job):
         return self.page_timeout_seconds
 
     @property
-    def longest_prompt_and_answer(self) -> int:
-        return self.max_tokens_per_page + self.max_new_tokens + INSTRUCTION_TOKENS
-
-    @property
     def answer_fields(self) -> tuple[str, ...]:
         return PARSE_ANSWER_FIELDS
 
@@ -171,13 +162,15 @@ class IndexJob(Job):
     window_seconds: float = _option(0.0, "length of a window; 0: 60, or less where the checkpoint takes fewer frames")
     overlap_seconds: float = _option(-1.0, "what a window shares with the next; -1: a sixth of its length")
     max_tokens_per_window: int = _option(
-        0, "most visual tokens of a window: less makes its frames smaller; 0: as the checkpoint wants"
+        0, "most visual tokens of a window: fewer make its frames smaller, more larger; 0: as the checkpoint wants"
     )
+    max_frames_per_window: int = _option(0, "most frames of a window, for windows of hours; 0: as the checkpoint wants")
+    shot_cuts: bool = _option(True, "a window ends early, by half of the overlap at most, where a shot does")
     window_timeout_seconds: float = _option(600.0, "longest time to open a video or to decode a window")
 
     def __post_init__(self) -> None:
         Job.__post_init__(self)
-        for name in ("fps", "window_seconds", "max_tokens_per_window"):
+        for name in ("fps", "window_seconds", "max_tokens_per_window", "max_frames_per_window"):
             _require(getattr(self, name) >= 0, f"{name} must be 0 (automatic) or more, not {getattr(self, name)}")
         _require(
             self.window_timeout_seconds > 0,
@@ -187,10 +180,6 @@ class IndexJob(Job):
     @property
     def piece_timeout_seconds(self) -> float:
         return self.window_timeout_seconds
-
-    @property
-    def longest_prompt_and_answer(self) -> int:
-        return self.max_tokens_per_window + self.max_new_tokens + INSTRUCTION_TOKENS
 
     @property
     def answer_fields(self) -> tuple[str, ...]:
@@ -213,6 +202,7 @@ ANSWER_FIELDS = (
 PARSE_ANSWER_FIELDS = ("pages", "max_pages", "min_tokens_per_page", "max_tokens_per_page", *ANSWER_FIELDS)
 INDEX_ANSWER_FIELDS = (
     *("query", "question", "fps", "window_seconds", "overlap_seconds", "max_tokens_per_window"),
+    *("max_frames_per_window", "shot_cuts"),
     *ANSWER_FIELDS,
 )
 

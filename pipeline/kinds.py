@@ -1,6 +1,6 @@
 """What sets documents and videos apart once they are rows: their tables, and how an answer becomes a row of them."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import pyarrow as pa
@@ -8,12 +8,13 @@ import pyarrow as pa
 from model.request import Completion
 from pipeline.close_documents import document_tables
 from pipeline.close_videos import video_tables
+from pipeline.event_tables import CHAPTERS, EVENTS
 from pipeline.parse_pages import failed_page, parse_page, skipped_page
 from pipeline.parse_windows import failed_window, parse_window
 from pipeline.prompts import PagePrompt, VideoPrompt
 from pipeline.records import Failure, PageFacts, PageRow, WindowFacts, WindowRow
-from pipeline.tables import PARTS, parts_table
-from pipeline.video_tables import WINDOW_PARTS, window_parts_table
+from pipeline.tables import BLOCKS, DOCUMENTS, PAGES, PARTS, parts_table
+from pipeline.video_tables import VIDEOS, WINDOW_PARTS, WINDOWS, window_parts_table
 
 PieceRow = PageRow | WindowRow
 Prompt = PagePrompt | VideoPrompt
@@ -28,6 +29,9 @@ class Kind:
     found: str  # the table of what was found in them
     asset_id: str  # the columns that name a piece
     piece_no: str
+    found_in: str  # the column of what was found that says where, a column of pieces
+    schemas: Mapping[str, pa.Schema]  # of all its tables
+    ids: Mapping[str, str]  # the column of each table that names its rows
     parts: pa.Schema  # the rows of pieces as the reading pass writes them
     parts_table: Callable[[Iterable[tuple[str, PieceRow]]], pa.Table]
     parse: Callable[[str, PageFacts | WindowFacts, Sequence[Completion], Prompt, bool], PieceRow]
@@ -70,6 +74,9 @@ DOCUMENT_KIND = Kind(
     found="blocks",
     asset_id="doc_id",
     piece_no="page_no",
+    found_in="page_id",
+    schemas={"documents": DOCUMENTS, "pages": PAGES, "blocks": BLOCKS},
+    ids={"documents": "doc_id", "pages": "page_id", "blocks": "block_id"},
     parts=PARTS,
     parts_table=_page_parts,
     parse=_parse_page,
@@ -83,6 +90,9 @@ VIDEO_KIND = Kind(
     found="events",
     asset_id="video_id",
     piece_no="window_no",
+    found_in="video_id",
+    schemas={"videos": VIDEOS, "windows": WINDOWS, "events": EVENTS, "chapters": CHAPTERS},
+    ids={"videos": "video_id", "windows": "window_id", "events": "event_id", "chapters": "chapter_id"},
     parts=WINDOW_PARTS,
     parts_table=_window_parts,
     parse=_parse_window,
@@ -90,3 +100,8 @@ VIDEO_KIND = Kind(
     skipped=_no_window_is_skipped,
     tables=video_tables,
 )
+
+
+def kind_of(record: Mapping[str, str]) -> Kind:
+    """The kind of media of the job whose books have this record."""
+    return VIDEO_KIND if "window_seconds" in record else DOCUMENT_KIND

@@ -44,6 +44,7 @@ def parse_window(
         tokens_out=sum(tokens_out),
         queue_ms=1000 * sum(completion.seconds_queued for completion in completions),
         infer_ms=1000 * sum(completion.seconds_running for completion in completions),
+        reasoning="\n".join(clean_text(completion.reasoning) for completion in completions if completion.reasoning),
         raw_output=text if keep_raw else "",
         events=tuple(events),
     )
@@ -66,6 +67,7 @@ def failed_window(video_id: str, window_no: int, failure: Failure) -> WindowRow:
         height=0,
         decode_errors=0,
         corrupt_frames=0,
+        cut_us=(),
         answer="",
         finish_reason="",
         mean_logprob=0.0,
@@ -75,6 +77,7 @@ def failed_window(video_id: str, window_no: int, failure: Failure) -> WindowRow:
         decode_ms=0.0,
         queue_ms=0.0,
         infer_ms=0.0,
+        reasoning="",
         raw_output="",
         events=(),
     )
@@ -94,5 +97,6 @@ def _row(video_id: str, facts: WindowFacts) -> WindowRow:
         height=facts.height,
         decode_errors=facts.decode_errors,
         corrupt_frames=facts.corrupt_frames,
+        cut_us=facts.cut_us,
         decode_ms=facts.decode_ms,
     )

@@ -283,7 +283,9 @@ class WindowFacts:
     height: int
     decode_errors: int  # packets of [start_us, core_end_us) that could not be decoded
     corrupt_frames: int  # frames of it that the decoder marked as damaged; none of them was sampled
-    flags: tuple[str, ...]  # truncated_file (the file ends before the window does), held_frame (nothing new is shown)
+    cut_us: tuple[int, ...]  # when shots begin, of those that begin inside: times of sampled frames
+    flags: tuple[str, ...]  # truncated_file (the file ends before the window does), held_frame (nothing new is shown),
+    # ends_at_cut (earlier than planned, where a shot does)
     decode_ms: float
 
     @property
@@ -338,6 +340,7 @@ class WindowRow:
     height: int
     decode_errors: int
     corrupt_frames: int
+    cut_us: tuple[int, ...]
     answer: str  # of prompts that do not ask for events
     finish_reason: str  # "" when the model was not asked
     mean_logprob: float
@@ -347,6 +350,7 @@ class WindowRow:
     decode_ms: float
     queue_ms: float
     infer_ms: float
+    reasoning: str  # what a thinking model wrote before its answers
     raw_output: str
     events: tuple[WindowEvent, ...]
 

@@ -1,8 +1,8 @@
 """What failed is read again, and nothing else: a retry is a new survey that takes the place of the last one.
 
-It has the same inputs and units, those that could not be opened opened again, and further units for the pages that
-failed. From there on it is a job like any other, which can be killed and goes on; closing takes the last try of a page.
-An input that is another version by now is read anew, whole, so that no document is a mixture of two.
+It has the same inputs and units, those that could not be opened opened again, and further units for the pages or
+windows that failed. From there on it is a job like any other, which can be killed and goes on; closing takes the last
+try of each. An input that is another version by now is read anew, whole, so that none is a mixture of two.
 """
 
 from collections import Counter
@@ -16,28 +16,31 @@ import pyarrow.parquet as pq
 
 from pipeline.books import Books, FrozenSurvey
 from pipeline.flow import Setup
+from pipeline.kinds import Kind
 from pipeline.progress import Progress
-from pipeline.records import Asset, BadInput, ErrorCode, Failure, PageStatus, Unit
+from pipeline.records import Asset, BadInput, ErrorCode, Failure, Unit
 from pipeline.resources import Resources
-from pipeline.rows import Row, unit_to_row
+from pipeline.rows import MAX_ROW_BYTES, Row, unit_to_row
 from pipeline.store import Store, join
 from pipeline.survey import ASSETS, MAX_UNIT_PAGES, UNITS, asset_row, cut_units, open_assets
 
 _CHANGED = (ErrorCode.CHANGED_DURING_RUN, ErrorCode.NOT_FOUND)
-_PAGE_COLUMNS = ["doc_id", "page_no", "status", "error_code", "attempts"]
+_FAILED = pa.schema(
+    [("asset_id", pa.string()), ("number", pa.int32()), ("error_code", pa.string()), ("attempts", pa.int32())]
+)
 
 
 def begin_retry(setup: Setup, codes: Collection[str], resources: Resources, stream: TextIO) -> FrozenSurvey | None:
     """The new survey of a finished job, or None when nothing failed with one of `codes` (none: with any code).
 
-    Pages that were cut off did not fail; they are retried when `output_truncated` is among the codes.
+    Pieces that were cut off did not fail; they are retried when `output_truncated` is among the codes.
     """
     books = setup.books
     survey = books.survey()
     assert setup.finished is not None, f"{books.output} is not finished: what is left of it comes first"
     assert survey is not None
     epoch = books.claim_epoch()
-    failed = [_failed_pages(books, shard, codes) for shard in range(survey.shards)]
+    failed = [_failed_pieces(books, setup.kind, shard, codes) for shard in range(survey.shards)]
     reopened = _reopen(setup, survey, failed, codes, resources, stream)
     if not reopened and not any(map(len, failed)):
         return None
@@ -59,12 +62,16 @@ def begin_retry(setup: Setup, codes: Collection[str], resources: Resources, stre
 def retried_shard(
     assets: pa.Table, units: pa.Table, failed: pa.Table, reopened: dict[int, Row], *, pages: str, bytes_per_token: int
 ) -> tuple[pa.Table, pa.Table]:
-    """(assets, units) of a shard: `reopened` rows of ASSETS put in place by order, `failed` pages as new units."""
+    """(assets, units) of a shard: `reopened` rows of ASSETS put in place by order, `failed` pieces as new units.
+
+    `failed`: (asset_id, number, attempts) of each, in order.
+    """
     rows = assets.to_pylist()
     new = [reopened[row["order"]] for row in rows if row["order"] in reopened]
     replaced = {row["asset_id"] for row in rows if row["order"] in reopened}
     kept = units.filter(pc.invert(pc.is_in(units["asset_id"], value_set=pa.array(replaced, pa.string()))))
-    again = [unit_to_row(unit) for unit in _units_again(rows, failed) if unit.asset_id not in replaced]
+    max_tokens = MAX_ROW_BYTES // bytes_per_token
+    again = [unit_to_row(unit) for unit in _units_again(rows, failed, max_tokens) if unit.asset_id not in replaced]
     tables = [
         kept,
         cut_units(pa.Table.from_pylist(new, schema=ASSETS), pages, bytes_per_token=bytes_per_token),
@@ -74,33 +81,34 @@ def retried_shard(
     return assets, pa.concat_tables(tables)
 
 
-def _failed_pages(books: Books, shard: int, codes: Collection[str]) -> pa.Table:
-    """The pages of a shard that are to be read again."""
-    data = books.store.read(join(books.output, f"pages/pages-{shard:05d}.parquet"))
-    table = pq.read_table(pa.BufferReader(data), columns=_PAGE_COLUMNS)
-    is_failed = pc.equal(table["status"], PageStatus.FAILED.value)
+def _failed_pieces(books: Books, kind: Kind, shard: int, codes: Collection[str]) -> pa.Table:
+    """The pieces of a shard that are to be read again."""
+    data = books.store.read(join(books.output, f"{kind.pieces}/{kind.pieces}-{shard:05d}.parquet"))
+    columns = [kind.asset_id, kind.piece_no, "error_code", "attempts"]
+    table = pq.read_table(pa.BufferReader(data), columns=[*columns, "status"])
+    is_failed = pc.equal(table["status"], "failed")
     if codes:
         is_named = pc.is_in(table["error_code"], value_set=pa.array(codes, pa.string()))
-        is_failed = pc.and_(is_named, pc.or_(is_failed, pc.equal(table["status"], PageStatus.TRUNCATED.value)))
-    return table.filter(is_failed)
+        is_failed = pc.and_(is_named, pc.or_(is_failed, pc.equal(table["status"], "truncated")))
+    return table.filter(is_failed).select(columns).rename_columns(_FAILED.names).cast(_FAILED)
 
 
-def _units_again(assets: Iterable[Row], failed: pa.Table) -> Iterator[Unit]:
-    """Runs of consecutive failed pages that were tried equally often."""
-    pages: dict[str, list[tuple[int, int]]] = {}
+def _units_again(assets: Iterable[Row], failed: pa.Table, max_tokens: int) -> Iterator[Unit]:
+    """Runs of consecutive failed pieces that were tried equally often, of `max_tokens` or one piece."""
+    pieces: dict[str, list[tuple[int, int]]] = {}
     for row in failed.to_pylist():
-        pages.setdefault(row["doc_id"], []).append((row["page_no"], row["attempts"]))
+        pieces.setdefault(row["asset_id"], []).append((row["number"], row["attempts"]))
     for asset in assets:
         run: Unit | None = None
-        for page_no, tries in pages.get(asset["asset_id"], ()):
-            tokens = asset["page_tokens"][page_no - 1]
-            is_next = run and (run.last, run.tries) == (page_no - 1, tries)
-            if run and is_next and page_no - run.first < MAX_UNIT_PAGES:
-                run = replace(run, last=page_no, tokens=run.tokens + tokens)
+        for number, tries in pieces.get(asset["asset_id"], ()):
+            tokens = asset["page_tokens"][number - 1]
+            is_next = run and (run.last, run.tries) == (number - 1, tries)
+            if run and is_next and number - run.first < MAX_UNIT_PAGES and run.tokens + tokens <= max_tokens:
+                run = replace(run, last=number, tokens=run.tokens + tokens)
                 continue
             if run:
                 yield run
-            run = Unit(asset["asset_id"], asset["uri"], asset["size"], asset["etag"], page_no, page_no, tokens, tries)
+            run = Unit(asset["asset_id"], asset["uri"], asset["size"], asset["etag"], number, number, tokens, tries)
         if run:
             yield run
 
@@ -115,9 +123,9 @@ def _reopen(
 ) -> dict[int, Row]:
     """Rows of ASSETS by their order: the inputs that could not be opened, and those that have changed, opened now."""
     tries, waiting, rows = Counter[int](), [], {}
-    for shard, pages in enumerate(failed):
-        is_changed = pc.is_in(pages["error_code"], value_set=pa.array([code.value for code in _CHANGED]))
-        changed = set(pages.filter(is_changed)["doc_id"].to_pylist())
+    for shard, pieces in enumerate(failed):
+        is_changed = pc.is_in(pieces["error_code"], value_set=pa.array([code.value for code in _CHANGED]))
+        changed = set(pieces.filter(is_changed)["asset_id"].to_pylist())
         for row in setup.books.survey_assets(survey, shard).to_pylist():
             is_named = row["error_code"] and (not codes or row["error_code"] in codes)
             if not is_named and row["asset_id"] not in changed:

@@ -24,6 +24,7 @@ FORMATS = (
     *("mxf", "ivf", "obu", "h264", "hevc", "m4v", "mpegvideo"),
 )
 _RAW = frozenset({"h264", "hevc", "m4v", "mpegvideo", "obu"})  # streams without a container: they have no timestamps
+MOST_FRAMES_OF_A_STILL = 2
 MAX_FRAME_PIXELS = 8192 * 4608  # of one coded frame: 8K and somewhat more
 _STEPS_BACK_US = (2_000_000, 10_000_000, 60_000_000)  # where a seek lands late, as in MPEG-TS, it starts again earlier
 _BEFORE_START_US = 60_000_000
@@ -62,6 +63,18 @@ def _open(file: BinaryIO) -> InputContainer:
         raise BadInput(Stage.OPEN, code, message) from error
 
 
+def _best_track(container: InputContainer) -> VideoStream | None:
+    """FFmpeg's choice, for the first or the largest is often a still; but in a motion photo, whose tracks all say that
+    they are the default, FFmpeg takes the still as well: then the track with the most frames."""
+    best = container.streams.best("video")
+    if best is None:
+        return None
+    assert isinstance(best, VideoStream)
+    if not 0 < best.frames <= MOST_FRAMES_OF_A_STILL:
+        return best
+    return max((best, *container.streams.video), key=lambda stream: stream.frames)
+
+
 def _refuse(url: str, flags: int, options: dict[str, Any]) -> Any:
     raise PermissionError("a video may open nothing else")
 
@@ -80,10 +93,9 @@ class VideoFile:
     def _open(self) -> None:
         self.container = container = _open(self._file)
         self._is_fresh = True
-        stream = container.streams.best("video")  # FFmpeg's choice: the first or the largest is often a still
+        stream = _best_track(container)
         if stream is None:
             raise BadInput(Stage.OPEN, ErrorCode.NO_VIDEO, "the file has no video track")
-        assert isinstance(stream, VideoStream)
         context = stream.codec_context
         if context is None:
             raise BadInput(Stage.OPEN, ErrorCode.NO_DECODER, "its video cannot be decoded here")

@@ -13,17 +13,16 @@ import numpy as np
 from av.sidedata.sidedata import SideData
 from av.sidedata.sidedata import Type as SideDataType
 from av.video.frame import VideoFrame
-from av.video.reformatter import ColorTrc, Interpolation, VideoReformatter
+from av.video.reformatter import Interpolation, VideoReformatter
 from numpy.typing import NDArray
 
+from pipeline.video_color import is_unlike_srgb, to_srgb
 from pipeline.video_file import VideoFile
 from pipeline.video_windows import PlannedWindow
 
 SKIP_US = (
     4_000_000  # a stretch of which no frame is wanted is jumped over when it is longer: key frames are rarely closer
 )
-HDR = (ColorTrc.SMPTE2084, ColorTrc.ARIB_STD_B67)  # PQ and HLG
-_TONE_WHITE = 1000.0  # candela per square metre that become white
 
 
 @dataclass(slots=True)
@@ -151,20 +150,22 @@ class Painter:
         self._orientation = orientation
         self._stored = (width, height) if orientation.transpose else (height, width)
         self._reformatter = VideoReformatter()
-        self._tones: dict[int, NDArray[np.uint8]] = {}
 
     def paint(self, frame: VideoFrame) -> NDArray[np.uint8]:
         """uint8 RGB [H, W, 3]."""
         height, width = self._stored
+        trc, primaries = frame.color_trc, frame.color_primaries
+        is_unlike = is_unlike_srgb(trc, primaries)
         rgb = self._reformatter.reformat(
-            frame, width=width, height=height, format="rgb24", interpolation=Interpolation.BICUBIC, threads=1
+            frame,
+            width=width,
+            height=height,
+            format="rgb48le" if is_unlike else "rgb24",  # dark HDR has fewer than 8 bits of 8
+            interpolation=Interpolation.BICUBIC,
+            threads=1,
         )
-        image = rgb.to_ndarray()
-        trc = frame.color_trc
-        if trc in HDR:
-            if trc not in self._tones:
-                self._tones[trc] = tone_curve(trc)
-            image = self._tones[trc][image]
+        pixels = rgb.to_ndarray()
+        image = to_srgb(cast(NDArray[np.uint16], pixels), trc, primaries) if is_unlike else pixels
         if self._orientation.transpose:
             image = image.transpose(1, 0, 2)
         if self._orientation.flip_x:
@@ -172,23 +173,3 @@ class Painter:
         if self._orientation.flip_y:
             image = image[::-1]
         return np.ascontiguousarray(image)
-
-
-def tone_curve(trc: int) -> NDArray[np.uint8]:
-    """uint8 [256]: HDR code values (PQ or HLG) to sRGB, bright light rolled off as x / (1 + x) does.
-
-    PQ as in SMPTE ST 2084, HLG as in ARIB STD-B67. Colours stay in their wide gamut, a little pale.
-    """
-    code = np.arange(256) / 255
-    if trc == ColorTrc.SMPTE2084:
-        m1, m2, c1, c2, c3 = 0.1593017578125, 78.84375, 0.8359375, 18.8515625, 18.6875
-        root = code ** (1 / m2)
-        light = 10_000 * (np.maximum(root - c1, 0) / (c2 - c3 * root)) ** (1 / m1)
-    else:
-        a, b, c = 0.17883277, 0.28466892, 0.55991073
-        light = 1000 * np.where(code <= 0.5, code**2 / 3, (np.exp((code - c) / a) + b) / 12)
-    paper = light / 203  # ITU-R BT.2408: the white of paper is at 203 candela per square metre
-    white = _TONE_WHITE / 203
-    rolled = np.clip(paper * (1 + paper / white**2) / (1 + paper), 0, 1)
-    srgb = np.where(rolled <= 0.0031308, 12.92 * rolled, 1.055 * rolled ** (1 / 2.4) - 0.055)
-    return np.round(255 * srgb).astype(np.uint8)

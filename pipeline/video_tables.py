@@ -38,6 +38,7 @@ VIDEO_FACTS = (
     column("fps", _DOUBLE, "the plan: frames sampled each second"),
     column("window_us", _INT64, "the plan: length of a window"),
     column("step_us", _INT64, "the plan: from the start of a window to the start of the next"),
+    column("shot_cuts", _FLAG, "the plan: whether a window ends early where a shot does"),
     column("frame_width", _INT32, "the plan: pixels of a frame as the model sees it"),
     column("frame_height", _INT32, "the same"),
 )
@@ -69,10 +70,12 @@ WINDOWS = pa.schema(
         column("status", _STRING, "ok, truncated or failed"),
         *ERROR_COLUMNS,
         column(
-            "flags", list_of(_STRING), "peculiarities, like truncated_file, held_frame, broken_json or outside_window"
+            "flags",
+            list_of(_STRING),
+            "peculiarities, like truncated_file, held_frame, ends_at_cut, broken_json or outside_window",
         ),
         column("start_us", _INT64, "microseconds from the first instant of the video track"),
-        column("end_us", _INT64, "the same, exclusive"),
+        column("end_us", _INT64, "the same, exclusive; earlier than the plan has it with the flag ends_at_cut"),
         column("core_end_us", _INT64, "where the next window begins"),
         column("origin_us", _INT64, "where the times in the prompt and the answer count from"),
         column("frame_us", list_of(_INT64), "when each frame that was shown to the model begins to show"),
@@ -80,6 +83,7 @@ WINDOWS = pa.schema(
         column("height", _INT32, "the same"),
         column("decode_errors", _INT32, "packets from start_us to core_end_us that could not be decoded"),
         column("corrupt_frames", _INT32, "frames of the same time marked as damaged; none was shown"),
+        column("cut_us", list_of(_INT64), "when shots begin, of those that begin inside: times of sampled frames"),
         column("events", _INT32, "events this window shows"),
         column("answer", _TEXT, 'the answer to a question; "" where events were asked for'),
         column("finish_reason", _STRING, 'stop, length (cut off) or "" (the model was not asked)'),
@@ -90,6 +94,7 @@ WINDOWS = pa.schema(
         column("decode_ms", _FLOAT, "milliseconds to decode it"),
         column("queue_ms", _FLOAT, "milliseconds its prompts waited for the model, added up"),
         column("infer_ms", _FLOAT, "milliseconds its prompts were worked on, added up"),
+        column("reasoning", _TEXT, 'what a thinking model wrote before its answers; otherwise ""'),
         column("raw_output", _TEXT, 'what the model wrote, if the job keeps it; otherwise ""'),
     ]
 )

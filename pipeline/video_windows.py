@@ -6,7 +6,7 @@ from model.processor import VideoSizes
 
 DEFAULT_WINDOW_SECONDS = 60.0
 OVERLAP_SHARE = 6  # by default windows overlap by a sixth of their length
-TEXT_TOKENS_PER_PAIR = 10  # `<12.3 seconds>` and the marks around the frames
+TEXT_TOKENS_PER_PAIR = 12  # `<1234.5 seconds>`, a token for each digit, and the marks around the frames
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -16,6 +16,7 @@ class VideoOptions:
     sizes: VideoSizes  # frames per second, and the bounds of a window's pixels
     window_us: int
     step_us: int  # from the start of a window to the start of the next; a multiple of the sampling interval
+    shot_cuts: bool = True  # a window ends early, in the second half of an overlap, where a shot does
     pixel_multiple: int = 32
     prompts_per_window: int = 1
 
@@ -24,14 +25,28 @@ class VideoOptions:
             raise ValueError(f"windows of {self.window_us} us every {self.step_us} us leave gaps, or never end")
 
     @property
+    def frames(self) -> int:
+        """Of a whole window."""
+        return max(1, round(self.window_us * self.sizes.fps / 1_000_000))
+
+    @property
+    def visual_tokens(self) -> int:
+        """At most, of a window."""
+        return self.sizes.max_pixels // (2 * self.pixel_multiple**2)
+
+    @property
+    def prompt_tokens(self) -> int:
+        """At most, of a window: its frames and the times between them, without the instruction."""
+        return self.visual_tokens + TEXT_TOKENS_PER_PAIR * -(-self.frames // 2)
+
+    @property
     def plan(self) -> str:
         """In words, for --plan."""
-        frames = max(1, round(self.window_us * self.sizes.fps / 1_000_000))
-        pixels = self.sizes.max_pixels // frames
         return (
-            f"windows of {self.window_us / 1e6:g} s every {self.step_us / 1e6:g} s, "
-            f"{self.sizes.fps:g} frames a second, {frames} frames of at most {pixels:,} pixels, at most "
-            f"{self.sizes.max_pixels // (2 * self.pixel_multiple**2):,} visual tokens a window"
+            f"windows of {self.window_us / 1e6:g} s every {self.step_us / 1e6:g} s"
+            f"{', ended early by shot cuts' if self.shot_cuts and self.step_us < self.window_us else ''}, "
+            f"{self.sizes.fps:g} frames a second, {self.frames} frames of at most "
+            f"{self.sizes.max_pixels // self.frames:,} pixels, at most {self.visual_tokens:,} visual tokens a window"
         )
 
     @property
@@ -49,20 +64,25 @@ def video_options(
     max_tokens_per_window: int,
     pixel_multiple: int,
     prompts_per_window: int,
+    max_frames_per_window: int = 0,
+    shot_cuts: bool = True,
 ) -> VideoOptions:
     """The options for what a user gave; 0 (for the overlap: less than 0) leaves a choice to us.
 
     Frames per second, length and tokens of a window bound each other: what is given is kept, the length gives way to
-    the most frames the checkpoint wants. Raises ValueError where they contradict each other.
+    the most frames, which are those the checkpoint wants unless others are given. Raises ValueError where they
+    contradict each other.
     """
     fps = fps or sizes.fps
     interval_us = 1_000_000 / fps
-    longest = sizes.max_frames / fps
+    max_frames = max_frames_per_window or sizes.max_frames
+    longest = max_frames / fps
     seconds = window_seconds or min(DEFAULT_WINDOW_SECONDS, longest)
     if seconds > longest:
         raise ValueError(
             f"window_seconds {seconds:g} at {fps:g} frames per second are {seconds * fps:.0f} frames, the checkpoint "
-            f"takes {sizes.max_frames}: give at most {longest:g} seconds, or fewer frames per second"
+            f"takes {max_frames}: give at most {longest:g} seconds, fewer frames per second, or more "
+            "max_frames_per_window"
         )
     if seconds < 2 / fps:
         raise ValueError(f"window_seconds {seconds:g} holds no two frames at {fps:g} frames per second")
@@ -71,7 +91,7 @@ def video_options(
         raise ValueError(f"overlap_seconds {overlap:g} is more than half of window_seconds {seconds:g}")
     max_pixels = sizes.max_pixels
     if max_tokens_per_window:  # a visual token is a square of `pixel_multiple` pixels in two frames
-        max_pixels = min(max_pixels, max_tokens_per_window * 2 * pixel_multiple**2)
+        max_pixels = max_tokens_per_window * 2 * pixel_multiple**2
     frames = round(seconds * fps)
     if max_pixels < frames * pixel_multiple**2:
         raise ValueError(
@@ -80,9 +100,10 @@ def video_options(
     # Steps of whole sampling intervals: the frames of an overlap are the same in both windows.
     steps = max(1, round((seconds - overlap) * fps))
     return VideoOptions(
-        sizes=VideoSizes(fps, sizes.max_frames, min(sizes.min_pixels, max_pixels), max_pixels),
+        sizes=VideoSizes(fps, max_frames, min(sizes.min_pixels, max_pixels), max_pixels),
         window_us=round(seconds * 1_000_000),
         step_us=round(steps * interval_us),
+        shot_cuts=shot_cuts,
         pixel_multiple=pixel_multiple,
         prompts_per_window=prompts_per_window,
     )

@@ -9,8 +9,10 @@ from typing import BinaryIO
 import numpy as np
 
 from pipeline.records import BadInput, ErrorCode, Failure, Stage, Window, WindowFacts, WindowSpan
+from pipeline.shot_cuts import shot_cuts
+from pipeline.video_color import HDR
 from pipeline.video_file import VideoFile, open_video
-from pipeline.video_frames import HDR, Orientation, SampledWindow, orientation_of, sample_windows
+from pipeline.video_frames import Orientation, SampledWindow, orientation_of, sample_windows
 from pipeline.video_windows import PlannedWindow, VideoOptions, frame_dimensions, plan_windows, window_tokens
 
 VFR_SHARE = 0.1  # frames whose intervals differ by more than this share have a variable rate
@@ -46,6 +48,7 @@ class VideoInfo:
     fps: float  # the plan: frames sampled a second, and where windows begin and end
     window_us: int
     step_us: int
+    shot_cuts: bool
     piece_tokens: tuple[int, ...]  # visual tokens of each window
 
 
@@ -98,6 +101,7 @@ def inspect_video(file: BinaryIO, options: VideoOptions) -> VideoInfo:
             fps=options.sizes.fps,
             window_us=options.window_us,
             step_us=options.step_us,
+            shot_cuts=options.shot_cuts,
             piece_tokens=tuple(window_tokens(window, size, options) for window in planned),
         )
 
@@ -117,29 +121,47 @@ def read_windows(file: BinaryIO, numbers: Sequence[int], info: VideoInfo) -> Ite
             video, wanted, fps=info.fps, size=(info.frame_height, info.frame_width), orientation=orientation
         )
         for window in sampled:
-            yield _window(window, video, 1000 * (time.perf_counter() - began))
+            yield _window(window, video, info.shot_cuts, 1000 * (time.perf_counter() - began))
             began = time.perf_counter()
 
 
-def _window(sampled: SampledWindow, video: VideoFile, decode_ms: float) -> Window | tuple[int, Failure]:
+def _window(
+    sampled: SampledWindow, video: VideoFile, may_end_at_cut: bool, decode_ms: float
+) -> Window | tuple[int, Failure]:
     planned = sampled.planned
     end_us = sampled.file_end_us
     is_truncated = end_us is not None and end_us < planned.end_us - TRUNCATED_US
     if not sampled.frames:
         return planned.index, _no_frames(planned, video, end_us if is_truncated else None)
-    flags = [("truncated_file", is_truncated), ("held_frame", sampled.is_held)]
     frames = np.stack(sampled.frames)
+    cuts = shot_cuts(frames)
+    shown = last_cut_in_overlap(planned, sampled.frame_us, cuts) if may_end_at_cut else None
+    flags = [
+        ("truncated_file", is_truncated),
+        ("held_frame", sampled.is_held),
+        ("ends_at_cut", shown is not None),
+    ]
+    window_end_us = planned.end_us if shown is None else sampled.frame_us[shown]
+    frames, frame_us = frames[:shown], tuple(sampled.frame_us[:shown])
     facts = WindowFacts(
-        span=WindowSpan(planned.index, planned.start_us, planned.end_us, tuple(sampled.frame_us), planned.start_us),
+        span=WindowSpan(planned.index, planned.start_us, window_end_us, frame_us, planned.start_us),
         core_end_us=planned.core_end_us,
         width=frames.shape[2],
         height=frames.shape[1],
         decode_errors=_count(video.errors_us, planned),
         corrupt_frames=_count(video.corrupt_us, planned),
+        cut_us=tuple(frame_us[index] for index in cuts if index < len(frame_us)),
         flags=tuple(flag for flag, holds in flags if holds),
         decode_ms=decode_ms,
     )
     return Window(facts, frames)
+
+
+def last_cut_in_overlap(planned: PlannedWindow, frame_us: Sequence[int], cuts: Sequence[int]) -> int | None:
+    """The index of the frame before which a window ends early: the last cut in the second half of what it shares with
+    the next window. That one shows everything from there on, and half of the overlap is left to compare them by."""
+    earliest_us = (planned.core_end_us + planned.end_us) // 2
+    return next((index for index in reversed(cuts) if earliest_us <= frame_us[index] < planned.end_us), None)
 
 
 def _is_vfr(times_us: Sequence[int], frames: int, duration_us: int) -> bool:

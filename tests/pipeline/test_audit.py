@@ -9,10 +9,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
-from jobs import retry_failed, status
 from jobs.verify import main
 from pipeline.audit import audit
-from pipeline.books import Books
 from pipeline.close import close_shard
 from pipeline.job import ParseJob
 from pipeline.kinds import DOCUMENT_KIND
@@ -47,8 +45,8 @@ def rewrite(path: Path, change: Callable[[pa.Table], pa.Table]) -> None:
 def test_a_whole_job_has_no_differences_and_its_counts_are_those_of_the_files(output, capsys):
     counted = audit(Store(), str(output))
     assert counted.differences == ()
-    assert (counted.inputs, counted.documents) == (6, Counter(ok=3, partial=1, failed=2))
-    assert counted.pages == Counter(pq.read_table(output / "pages")["status"].to_pylist())
+    assert (counted.inputs, counted.assets) == (6, Counter(ok=3, partial=1, failed=2))
+    assert counted.pieces == Counter(pq.read_table(output / "pages")["status"].to_pylist())
     assert main([str(output)]) == 0
     assert capsys.readouterr().out.endswith("all is as it should be\n")
 
@@ -143,10 +141,3 @@ def test_a_part_that_came_too_late_does_not_count_and_is_no_fault(output):
 def test_a_place_without_a_job_says_so(tmp_path, capsys):
     assert main([str(tmp_path)]) == 1
     assert "there is no job" in capsys.readouterr().out
-
-
-def test_an_output_of_videos_is_refused_instead_of_found_wanting(tmp_path, capsys):
-    Books(Store(), str(tmp_path)).open({"input": "/in", "window_seconds": "60"})
-    for command in (main, status.main, retry_failed.main):
-        assert command([str(tmp_path)]) == 2
-        assert "those of videos are not understood" in capsys.readouterr().err

@@ -19,7 +19,7 @@ from pipeline.records import ErrorCode as Code
 from pipeline.retry import begin_retry, retried_shard
 from pipeline.status import job_status
 from pipeline.store import Store
-from pipeline.survey import asset_row, cut_units
+from pipeline.survey import UNITS, asset_row, cut_units
 from tests.drive import SMALL
 from tests.fakes import FakeLoader
 from tests.pipeline.test_close import assets_table
@@ -79,10 +79,10 @@ def test_a_retry_ends_with_the_tables_of_a_run_that_never_failed(ray_address, in
     setup = prepare(job)
     assert setup.finished is None
     before = job_status(setup.books)
-    assert (before.finished, before.pages) == (False, {"ok": 21, "failed": 2})
+    assert (before.finished, before.pieces) == (False, {"ok": 21, "failed": 2})
     again = run(setup, SMALL, io.StringIO(), load_engine=FakeLoader(refuses="Page 4"))
     after = job_status(setup.books)
-    assert (after.finished, after.pages, after.failed) == (True, {"ok": 24, "failed": 1}, {"infer_rejected": 1})
+    assert (after.finished, after.pieces, after.failed) == (True, {"ok": 24, "failed": 1}, {"infer_rejected": 1})
     assert again.pieces.by_error == after.failed
     assert attempts_of(tmp_path / "out", "pages") == {4: 2}
     assert attempts_of(tmp_path / "out", "documents") == {"b.pdf": 2, "empty.pdf": 2}
@@ -105,7 +105,7 @@ def test_only_the_pages_that_failed_become_units_and_their_ids_are_new():
     units = cut_units(assets, "", bytes_per_token=768)
     doc_a, doc_b = assets["asset_id"].to_pylist()
     failed = pa.table(
-        {"doc_id": [doc_a, *[doc_b] * 4], "page_no": [5, 2, 3, 4, 9], "attempts": [1, 1, 1, 3, 1]},
+        {"asset_id": [doc_a, *[doc_b] * 4], "number": [5, 2, 3, 4, 9], "attempts": [1, 1, 1, 3, 1]},
     )
     _, again = retried_shard(assets, units, failed, {}, pages="", bytes_per_token=768)
     new = again.slice(len(units)).to_pylist()
@@ -119,12 +119,25 @@ def test_only_the_pages_that_failed_become_units_and_their_ids_are_new():
     assert len(set(again["unit_id"].to_pylist())) == len(again)
 
 
+def test_units_of_a_retry_are_bounded_in_bytes_as_those_of_the_survey_are():
+    assets = assets_table({"a": 6})
+    (doc_a,) = assets["asset_id"].to_pylist()
+    failed = pa.table({"asset_id": [doc_a] * 6, "number": [1, 2, 3, 4, 5, 6], "attempts": [1] * 6})
+    for bytes_per_token, runs in (
+        (768, [(1, 6)]),
+        (4000, [(1, 2), (3, 4), (5, 6)]),
+        (9000, [(n, n) for n in range(1, 7)]),
+    ):
+        _, again = retried_shard(assets, UNITS.empty_table(), failed, {}, pages="", bytes_per_token=bytes_per_token)
+        assert [(unit["first"], unit["last"]) for unit in again.to_pylist()] == runs
+
+
 def test_an_input_with_another_version_loses_its_old_units_and_keeps_its_place():
     assets = assets_table({"a": 2, "b": 2})
     units = cut_units(assets, "", bytes_per_token=768)
     old = assets["asset_id"][0].as_py()
     now = asset_row(0, Asset("/in/a.pdf", 11, "v2"), None) | {"pages": 1, "page_tokens": [100]}
-    failed = pa.table({"doc_id": [old], "page_no": [1], "attempts": [1]})
+    failed = pa.table({"asset_id": [old], "number": [1], "attempts": [1]})
     changed, again = retried_shard(assets, units, failed, {0: now}, pages="", bytes_per_token=768)
     assert changed["etag"].to_pylist() == ["v2", "v1"]
     assert [(unit["etag"], unit["first"], unit["last"]) for unit in again.to_pylist()] == [("v1", 1, 2), ("v2", 1, 1)]

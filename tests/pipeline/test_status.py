@@ -18,9 +18,9 @@ def test_what_is_shown_while_a_job_runs_is_what_its_tables_hold_in_the_end(tmp_p
     output = str(tmp_path / "out")
     books, survey = frozen_job(output, PAGES_OF)
     running = job_status(books)
-    assert (running.finished, running.epochs, running.pages.total()) == (False, 1, survey.unit_pages)
+    assert (running.finished, running.epochs, running.pieces.total()) == (False, 1, survey.unit_pages)
     epoch = books.claim_epoch()
-    assert job_status(books).pages == running.pages
+    assert job_status(books).pieces == running.pieces
     closed = close_shard(books, survey, 0, books.sealed(epoch), DOCUMENT_KIND)
     write_manifest(
         books.store,
@@ -28,7 +28,7 @@ def test_what_is_shown_while_a_job_runs_is_what_its_tables_hold_in_the_end(tmp_p
         make_manifest(ParseJob(input="/in", output=output), {}, survey, [closed], [], wall_seconds=1.0),
     )
     pages = pq.read_table(tmp_path / "out" / "pages")
-    assert running.pages == Counter(pages["status"].to_pylist())
+    assert running.pieces == Counter(pages["status"].to_pylist())
     assert running.failed == Counter(code for code in pages["error_code"].to_pylist() if code)
     assert job_status(books).finished
     assert main([output]) == 0

@@ -148,7 +148,7 @@ def test_a_plan_opens_every_input_and_reads_none(ray_address, inputs, tmp_path):
     setup = prepare(IndexJob(input=str(inputs), output=str(tmp_path / "out")))
     survey = find_survey(setup, SMALL, io.StringIO())
     assert (survey.assets, survey.pages, survey.failed) == (5, 6, {"corrupt": 1, "empty_file": 1})
-    assert "windows of 60 s every 50 s, 2 frames a second" in setup.media.plan
+    assert "windows of 60 s every 50 s, ended early by shot cuts, 2 frames a second" in setup.media.plan
     assert not (tmp_path / "out" / "_job" / "parts").exists()
 
 
