@@ -57,7 +57,8 @@ def grid() -> Iterator[Grid]:
     with tempfile.TemporaryDirectory(prefix="ray", dir="/tmp", ignore_cleanup_errors=True) as folder:
         os.makedirs(os.path.join(folder, "ray"))
         os.environ |= {"RAY_TMPDIR": folder, "RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"}
-        os.environ["RAY_raylet_start_wait_time_s"] = "180"  # noqa: SIM112 - of a busy machine; Ray spells it so
+        # Of a busy machine, on which Ray's workers would come last; Ray spells its settings so.
+        os.environ |= {"RAY_raylet_start_wait_time_s": "180", "RAY_worker_niceness": "0"}
         os.environ.pop("RAY_ADDRESS", None)
         cluster = Cluster(initialize_head=True, head_node_args=NODE | {"include_dashboard": False})
         try:
