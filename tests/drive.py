@@ -61,12 +61,14 @@ class Death:
             setattr(FileStore, verb, dying(getattr(FileStore, verb)))
 
 
-def drive(address: str, source: str, output: str, engine: str, kind: str, death: Death | None = None) -> None:
-    """Does the job, as the commands do it, on the Ray at `address`."""
+def drive(
+    address: str, source: str, output: str, engine: str, kind: str, death: Death | None = None, **options: Any
+) -> None:
+    """Does the job, as the commands do it, on the Ray at `address`; `options` are further ones of the job."""
     if death:
         death.await_write()
     is_real = engine in {"demo", "ranks"}
-    options: dict[str, Any] = {"input": source, "output": output}
+    options |= {"input": source, "output": output}
     if is_real:  # in float32 an answer does not depend on what is in the batch beside it
         options |= {"max_new_tokens": NEW_TOKENS, "dtype": "float32", "tensor_parallel": 1 + (engine == "ranks")}
     if kind == "videos":
@@ -79,12 +81,12 @@ def drive(address: str, source: str, output: str, engine: str, kind: str, death:
         run(setup, SMALL, sys.stderr, load_engine=None if is_real else FakeLoader(step_seconds=float(engine)))
 
 
-def logged(log: str, *args: Any) -> None:
+def logged(log: str, *args: Any, **options: Any) -> None:
     """`drive`, with everything it says appended to a file."""
     with open(log, "ab") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
-    drive(*args)
+    drive(*args, **options)
 
 
 if __name__ == "__main__":
