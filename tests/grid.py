@@ -41,8 +41,8 @@ class Grid:
         self.cluster.remove_node(self.second, allow_graceful=False)
         self.add_second()
 
-    def add_second(self, attempts: int = 3) -> None:
-        """A busy machine starts a node too slowly now and then."""
+    def add_second(self, attempts: int = 8) -> None:
+        """A busy machine starts a node too slowly now and then: Ray gives up after half a minute."""
         for left in range(attempts, 0, -1):
             try:
                 self.second = self.cluster.add_node(**NODE)
@@ -57,8 +57,7 @@ def grid() -> Iterator[Grid]:
     with tempfile.TemporaryDirectory(prefix="ray", dir="/tmp", ignore_cleanup_errors=True) as folder:
         os.makedirs(os.path.join(folder, "ray"))
         os.environ |= {"RAY_TMPDIR": folder, "RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"}
-        # Of a busy machine, on which Ray's workers would come last; Ray spells its settings so.
-        os.environ |= {"RAY_raylet_start_wait_time_s": "180", "RAY_worker_niceness": "0"}
+        os.environ |= {"RAY_worker_niceness": "0"}  # on a busy machine they would come last; Ray spells it so
         os.environ.pop("RAY_ADDRESS", None)
         cluster = Cluster(initialize_head=True, head_node_args=NODE | {"include_dashboard": False})
         try:
