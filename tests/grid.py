@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import psutil
-import ray
 from ray.cluster_utils import Cluster
 
 NODE = {"num_cpus": 4, "object_store_memory": 100 * 2**20}
@@ -65,5 +64,4 @@ def grid() -> Iterator[Grid]:
             found.add_second()
             yield found
         finally:
-            ray.shutdown()
             cluster.shutdown()
