@@ -143,6 +143,7 @@ def run(
             missing,
             decode=decode_options(setup, resources),
             load_engine=load_engine or engine_loader(setup, resources),
+            step_timeout_seconds=setup.job.step_timeout_seconds,
             sink=sink_options(setup, epoch),
             resources=resources,
         )

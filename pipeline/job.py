@@ -57,6 +57,9 @@ class Job:
     tokens_per_second: float = _option(
         0.0, "visual tokens a replica reads each second, for the time --plan tells; 0: assume"
     )
+    step_timeout_seconds: float = _option(
+        900.0, "longest time of one step of the engine, compiling included; a longer one hangs and is ended"
+    )
     decoders: int = _option(0, "processes that render pages or decode videos; 0: what the CPUs allow")
     decoder_memory_mb: int = _option(2048, "memory of each decoder; what needs more fails as render_oom")
 
@@ -80,6 +83,9 @@ class Job:
         _require(self.device in DEVICES, f"device must be one of {', '.join(DEVICES)}, not {self.device!r}")
         _require(
             self.decoder_memory_mb >= 1024, f"decoder_memory_mb must be at least 1024, not {self.decoder_memory_mb}"
+        )
+        _require(
+            self.step_timeout_seconds > 0, f"step_timeout_seconds must be more than 0, not {self.step_timeout_seconds}"
         )
         _require(self.tokens_per_second >= 0, f"tokens_per_second must be 0 or more, not {self.tokens_per_second}")
         _require(0 <= self.max_failure_rate <= 1, f"max_failure_rate must lie in 0 to 1, not {self.max_failure_rate}")

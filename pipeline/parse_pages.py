@@ -1,6 +1,7 @@
 """Completions -> a row of the pages table, with its blocks: tolerant of any answer, honest about what was wrong."""
 
 import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
@@ -13,6 +14,9 @@ from pipeline.prompts import Output
 from pipeline.records import Block, ErrorCode, Failure, PageFacts, PageRow, PageStatus, Stage, Word
 
 _HTML_FENCE = re.compile(r"```(?:html|xml)?[ \t]*(?=[<\n]|\Z)", re.IGNORECASE)
+_DIGITS = re.compile(r"\d+")
+MIN_NUMBERS = 5  # fewer tell nothing
+MAX_NUMBERS_MISSING = 0.1
 _PARAGRAPH = re.compile(r"\n(?:[ \t]*\n)+")
 
 
@@ -23,7 +27,8 @@ def parse_page(
 
     An answer that reached its token limit makes the page `truncated`, and what there is of it is kept. These flags may
     join those of the decoder: `box_repaired` (a box lay outside of the grid or was inside out), `unparseable_html` (an
-    answer without one tag: kept as a paragraph), `empty_output` (nothing was read on a page that is not blank).
+    answer without one tag: kept as a paragraph), `empty_output` (nothing was read on a page that is not blank),
+    `numbers_differ` (many numbers of the file's own text are not among those that were read).
     """
     assert len(completions) == (0 if facts.is_blank else len(facts.tile_boxes)), (doc_id, facts.page_no)
     answers = [_unwrapped(completion.text, output) for completion in completions]
@@ -38,6 +43,7 @@ def parse_page(
         "box_repaired": any(element.box_repaired for element in elements),
         "unparseable_html": not all(is_parseable for _, is_parseable in parsed),
         "empty_output": not elements and not facts.is_blank,
+        "numbers_differ": not facts.is_blank and _numbers_differ(text_layer(facts.words), markdown),
     }
     failure = _cut_off(completions)
     status = PageStatus.BLANK if facts.is_blank else PageStatus.TRUNCATED if failure else PageStatus.OK
@@ -164,6 +170,12 @@ def _separator(elements: Sequence[Element], index: int) -> str:
         return ""
     is_same_list = elements[index - 1].type == elements[index].type == "list_item" and not elements[index].starts_list
     return "\n" if is_same_list else "\n\n"
+
+
+def _numbers_differ(own_text: str, read: str) -> bool:
+    """Numbers are compared by their runs of digits, in any order: thousands and dates are written in many ways."""
+    own, found = (Counter(_DIGITS.findall(text)) for text in (own_text, read))
+    return own.total() >= MIN_NUMBERS and (own - found).total() > MAX_NUMBERS_MISSING * own.total()
 
 
 def _cut_off(completions: Sequence[Completion]) -> Failure | None:

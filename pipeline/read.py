@@ -23,6 +23,7 @@ def read_units(
     *,
     decode: DecodeOptions,
     load_engine: Callable[[], Engine],
+    step_timeout_seconds: float,
     sink: SinkOptions,
     resources: Resources,
 ) -> Iterator[Receipt]:
@@ -40,7 +41,7 @@ def read_units(
     # Ray starts what died anew and repeats its calls for ever; the ledger sees to it that this comes to an end.
     answers = prompts.map(
         Replica,  # type: ignore[arg-type]
-        fn_constructor_args=[load_engine, LedgerActor()],
+        fn_constructor_args=[load_engine, LedgerActor(), step_timeout_seconds],
         compute=ActorPoolStrategy(
             min_size=fewest,
             max_size=most,

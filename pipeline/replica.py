@@ -1,14 +1,15 @@
 """The GPU actor: prompts of a unit in, their completions out; one engine batches across all calls in flight."""
 
 import asyncio
+import faulthandler
 import logging
 import os
 import queue
 import threading
 import uuid
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from concurrent.futures import Future
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, fields, replace
 from typing import Protocol
 
@@ -22,6 +23,7 @@ from pipeline.suspects import Suspects, Verdict
 
 logger = logging.getLogger(__name__)
 
+STDERR = 2  # the descriptor, whatever has become of sys.stderr
 MAX_RESUMES = 2  # of one answer that fell into loops
 RESUME_TEMPERATURE = 0.3  # times the number of the try: the setting that led into the loop is not asked again
 
@@ -67,15 +69,27 @@ class EngineLoader:
         return Engine.from_pretrained(resolve_model(self.model), options)
 
 
+@contextmanager
+def end_of_process_after(seconds: float) -> Iterator[None]:
+    """Ends the process when what is inside takes longer, with the stack of every thread in its log: the last lines say
+    where it hung. The clock is one of C: it also runs while native code holds the interpreter."""
+    faulthandler.dump_traceback_later(seconds, exit=True, file=STDERR)
+    try:
+        yield
+    finally:
+        faulthandler.cancel_dump_traceback_later()
+
+
 class EngineThread:
     """Runs an engine on a thread of its own; any thread may submit.
 
-    An error inside the engine ends the whole process: a half-broken engine must not answer, callers must not wait for
-    ever, and Ray starts the actor anew and repeats its calls.
+    An error inside the engine, and a step that hangs, ends the whole process: a half-broken engine must not answer,
+    callers must not wait for ever, and Ray starts the actor anew and repeats its calls.
     """
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, step_timeout_seconds: float) -> None:
         self._engine = engine
+        self._step_timeout_seconds = step_timeout_seconds
         self._inbox = queue.SimpleQueue[tuple[Prompt, Future[Completion | Failure]]]()
         self._waiting: dict[str, Future[Completion | Failure]] = {}
         threading.Thread(target=self._serve, name="engine", daemon=True).start()
@@ -90,8 +104,11 @@ class EngineThread:
         try:
             while True:
                 self._admit()
-                for completion in self._engine.step() if self._engine.has_work else ():
-                    self._waiting.pop(completion.key).set_result(completion)
+                if self._engine.has_work:
+                    with end_of_process_after(self._step_timeout_seconds):
+                        completions = self._engine.step()
+                    for completion in completions:
+                        self._waiting.pop(completion.key).set_result(completion)
         finally:
             # Never sys.exit: Ray would take it for a wish and leave a dead actor in the pool.
             logger.critical("the engine broke: this replica ends and is started anew", exc_info=True)
@@ -142,14 +159,14 @@ class Gate:
 class Replica:
     """One row in, one row out. Many calls are in flight at once, so that the engine's batch is full across units."""
 
-    def __init__(self, load_engine: Callable[[], Engine], suspects: Suspects) -> None:
+    def __init__(self, load_engine: Callable[[], Engine], suspects: Suspects, step_timeout_seconds: float) -> None:
         self._replica_id = uuid.uuid4().hex
         # Ray starts an actor that died anew under its old id.
         self._actor_id = ray.get_runtime_context().get_actor_id() or self._replica_id
         self._suspects = suspects
         self._suspects.started(self._actor_id)
         self._engine = load_engine()
-        self._thread = EngineThread(self._engine)
+        self._thread = EngineThread(self._engine, step_timeout_seconds)
         self._gate = Gate()
 
     async def __call__(self, row: Row) -> Row:

@@ -14,14 +14,15 @@ from pipeline.documents import DocumentOptions
 from pipeline.records import Page, Unit
 from pipeline.sandbox import Sandbox
 from pipeline.store import Store, StoreOptions
+from pipeline.video_windows import VideoOptions
 
 T = TypeVar("T")
 
 
-def decode_options(document: DocumentOptions, *, memory_bytes: int, seconds: float) -> DecodeOptions:
+def decode_options(media: DocumentOptions | VideoOptions, *, memory_bytes: int, seconds: float) -> DecodeOptions:
     return DecodeOptions(
         store=StoreOptions(),
-        media=document,
+        media=media,
         model="",
         instructions=("",),
         sampling=Sampling(max_new_tokens=1),

@@ -1,13 +1,13 @@
 """A driver for tests that kill it: `python -m tests.drive INPUT OUTPUT ENGINE [videos]` on the Ray of RAY_ADDRESS.
 
-ENGINE: seconds of a step of the stub engine, or "demo" for the model that comes along. PAGEREEL_DIE_AT_WRITE "before 3"
-or "after 3" ends the driver at its fourth write.
+ENGINE: seconds of a step of the stub engine, "demo" for the model that comes along, or "ranks" for it on two ranks.
 """
 
 import os
 import signal
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import ray
@@ -15,6 +15,7 @@ import ray
 from pipeline.flow import prepare, run
 from pipeline.folders import FileStore
 from pipeline.job import IndexJob, ParseJob
+from pipeline.lease import hold
 from pipeline.resources import Resources
 from tests.fakes import FakeLoader
 
@@ -29,38 +30,64 @@ SMALL = Resources(
     decoder_memory_bytes=2 * 2**30,
     writers=1,
 )
+NEW_TOKENS = 24  # of a page the real model reads: enough to differ where something is wrong
+PAGE_TOKENS = 64
 
 
-def die_at_write(when: str, number: int) -> None:
-    """SIGKILL to this process before or after its write of that number, whichever verb it is."""
-    writes = 0
+@dataclass(frozen=True)
+class Death:
+    """SIGKILL to the driver `when` ("before" or "after") its write of that number, whichever verb it is."""
 
-    def dying(write: Callable[..., Any]) -> Callable[..., Any]:
-        def written(*args: Any) -> Any:
-            nonlocal writes
-            if when == "before" and writes == number:
-                os.kill(os.getpid(), signal.SIGKILL)
-            result = write(*args)
-            if when == "after" and writes == number:
-                os.kill(os.getpid(), signal.SIGKILL)
-            writes += 1
-            return result
+    when: str
+    number: int
 
-        return written
+    def await_write(self) -> None:
+        writes = 0
 
-    for verb in ("put", "put_if_absent", "delete"):
-        setattr(FileStore, verb, dying(getattr(FileStore, verb)))
+        def dying(write: Callable[..., Any]) -> Callable[..., Any]:
+            def written(*args: Any) -> Any:
+                nonlocal writes
+                if self.when == "before" and writes == self.number:
+                    os.kill(os.getpid(), signal.SIGKILL)
+                result = write(*args)
+                if self.when == "after" and writes == self.number:
+                    os.kill(os.getpid(), signal.SIGKILL)
+                writes += 1
+                return result
+
+            return written
+
+        for verb in ("put", "put_if_absent", "delete"):
+            setattr(FileStore, verb, dying(getattr(FileStore, verb)))
 
 
-def main(source: str, output: str, engine: str, kind: str = "documents") -> None:
-    if death := os.environ.get("PAGEREEL_DIE_AT_WRITE"):
-        when, number = death.split()
-        die_at_write(when, int(number))
-    job = IndexJob if kind == "videos" else ParseJob
-    setup = prepare(job(input=source, output=output, max_new_tokens=48 if engine == "demo" else 4096))
-    ray.init(address=os.environ["RAY_ADDRESS"], log_to_driver=False)
-    run(setup, SMALL, sys.stderr, load_engine=None if engine == "demo" else FakeLoader(step_seconds=float(engine)))
+def drive(
+    address: str, source: str, output: str, engine: str, kind: str, death: Death | None = None, **options: Any
+) -> None:
+    """Does the job, as the commands do it, on the Ray at `address`; `options` are further ones of the job."""
+    if death:
+        death.await_write()
+    is_real = engine in {"demo", "ranks"}
+    options |= {"input": source, "output": output}
+    if is_real:  # in float32 an answer does not depend on what is in the batch beside it
+        options |= {"max_new_tokens": NEW_TOKENS, "dtype": "float32", "tensor_parallel": 1 + (engine == "ranks")}
+    if kind == "videos":
+        setup = prepare(IndexJob(**options))
+    else:
+        pages = {"min_tokens_per_page": PAGE_TOKENS, "max_tokens_per_page": PAGE_TOKENS}
+        setup = prepare(ParseJob(**options, **(pages if is_real else {})))
+    ray.init(address=address, log_to_driver=False)
+    with hold(setup.books.store, output):
+        run(setup, SMALL, sys.stderr, load_engine=None if is_real else FakeLoader(step_seconds=float(engine)))
+
+
+def logged(log: str, *args: Any, **options: Any) -> None:
+    """`drive`, with everything it says appended to a file."""
+    with open(log, "ab") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    drive(*args, **options)
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    drive(os.environ["RAY_ADDRESS"], *sys.argv[1:4], *(sys.argv[4:] or ["documents"]))

@@ -1,5 +1,6 @@
 """Stand-ins that keep the real contract: an engine that answers with the page's own text, at once or slowly."""
 
+import ctypes
 import json
 import os
 import time
@@ -32,11 +33,20 @@ class FakeEngine:
     """Answers the oldest `max_batch_size` prompts in a step with their draft text; refuses those with `refuses` inside.
 
     Where `dies_at` is given, the process dies at the first prompt that has it in its draft, once: it leaves that file.
-    Drafts with `kills` inside kill it every time.
+    Drafts with `kills` inside kill it every time, those with `hangs` make a step that never ends, in native code that
+    holds the interpreter.
     """
 
     def __init__(
-        self, *, max_batch_size: int, step_seconds: float, dies_at: str, died: Path, refuses: str, kills: str
+        self,
+        *,
+        max_batch_size: int,
+        step_seconds: float,
+        dies_at: str,
+        died: Path,
+        refuses: str,
+        kills: str,
+        hangs: str,
     ) -> None:
         self._waiting: list[Prompt] = []
         self._step_seconds = step_seconds
@@ -44,6 +54,7 @@ class FakeEngine:
         self._died = died
         self._refuses = refuses
         self._kills = kills
+        self._hangs = hangs
         self.stats = FakeStats(max_batch_size)
 
     @property
@@ -66,6 +77,8 @@ class FakeEngine:
             os._exit(1)
         if self._kills and any(self._kills in prompt.draft_text for prompt in batch):
             os._exit(1)
+        if self._hangs and any(self._hangs in prompt.draft_text for prompt in batch):
+            ctypes.PyDLL(None).sleep(3600)
         self.stats = replace(self.stats, steps=self.stats.steps + 1, running_sum=self.stats.running_sum + len(batch))
         return [completion(prompt) for prompt in batch]
 
@@ -80,6 +93,7 @@ class FakeLoader:
     died: Path = Path("/nonexistent")
     refuses: str = "REFUSE"
     kills: str = ""
+    hangs: str = ""
 
     def __call__(self) -> FakeEngine:
         return FakeEngine(
@@ -89,6 +103,7 @@ class FakeLoader:
             died=self.died,
             refuses=self.refuses,
             kills=self.kills,
+            hangs=self.hangs,
         )
 
 

@@ -1,8 +1,10 @@
-"""Mutated files and mutated answers, thousands of them: `python -m tests.fuzz --files 10000 --answers 10000 --seed 7`.
+"""Mutated files, videos and answers, thousands of them:
 
-Each file must end as one row: opened and each of its pages rendered or failed with a code, or refused with a code; in
-bounded time, with the memory of child and parent flat, and this process alive. Each answer must parse into a row that
-fits its table. Seeds are generated; sample documents beside the checkout are taken too when they are there.
+python -m tests.fuzz --files 10000 --videos 2000 --answers 10000 --seed 7
+
+Each file must end as one row: opened and each of its pages or windows decoded or failed with a code, or refused with a
+code; in bounded time, with the memory of child and parent flat, and this process alive. Each answer must parse into a
+row that fits its table. Seeds are generated; samples beside the checkout are taken too when they are there.
 """
 
 import argparse
@@ -11,32 +13,46 @@ import random
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
+from fractions import Fraction
 from pathlib import Path
 
 import psutil
 from PIL import Image
 from reportlab.pdfgen.canvas import Canvas
 
+from model.processor import VideoSizes
 from model.request import Completion
 from pipeline.decode import DecodeOptions, read_unit
-from pipeline.documents import DocumentOptions
+from pipeline.documents import DocumentInfo, DocumentOptions
 from pipeline.native import inspect_asset
 from pipeline.parse_pages import parse_page
-from pipeline.records import BadInput, Page, PageFacts, PageRow, Unit
+from pipeline.records import BadInput, PageFacts, PageRow, Unit
 from pipeline.sandbox import Sandbox
 from pipeline.store import Store
 from pipeline.tables import parts_table
-from tests.decoding import decode_options, largest_child_bytes
+from pipeline.video_windows import VideoOptions, video_options
+from tests.decoding import decode_options, in_fresh_process, largest_child_bytes
+from tests.pipeline.video_files import write_frames
 
-SAMPLES = Path(__file__).parents[2] / "shared" / "data" / "documents"
+SAMPLES = Path(__file__).parents[2] / "shared" / "data"
 MAX_SAMPLE_BYTES = 2**20
-MAX_PAGES = 3  # of each file
-PAGE_SECONDS = 10.0
+MAX_PIECES = 3  # of each file
+PIECE_SECONDS = 10.0
 CHILD_BYTES = 1280 * 2**20
-OPTIONS = DocumentOptions(min_tokens=16, max_tokens=64, pixel_multiple=32, max_pages=1000, passwords=(), pages="")
+DOCUMENTS = DocumentOptions(min_tokens=16, max_tokens=64, pixel_multiple=32, max_pages=1000, passwords=(), pages="")
+VIDEOS = video_options(
+    VideoSizes(fps=2.0, max_frames=16, min_pixels=4096, max_pixels=2**16),
+    fps=0, window_seconds=4, overlap_seconds=1, max_tokens_per_window=0, pixel_multiple=32, prompts_per_window=1,
+)  # fmt: skip
+# Every demuxer that people's archives hold, and the decoders that are native code of their own.
+CODECS = {
+    "a.mp4": "libx264", "b.mov": "mpeg4", "c.mkv": "libx265", "d.webm": "libvpx-vp9", "e.ts": "mpeg2video",
+    "f.avi": "mpeg4", "g.flv": "flv", "h.mkv": "libsvtav1", "i.mxf": "mpeg2video", "j.mkv": "ffv1",
+    "k.mpg": "mpeg1video", "l.h264": "libx264", "m.webm": "libvpx",
+}  # fmt: skip
 ANSWERS = (
     "# Title\n\nText with **bold** and $x^2$.\n\n- one\n- two\n\n| a | b |\n|---|---|\n| 1 | 2 |\n",
     "\\begin{tabular}{|l|r|}\\hline a & \\textbf{b} \\\\ \\multicolumn{2}{c}{wide} \\\\ \\end{tabular}\n\n$$E=mc^2$$",
@@ -59,7 +75,7 @@ class Report:
 
 def seed_files(rng: random.Random) -> list[bytes]:
     """Small PDFs and images of every kind; the samples beside the checkout."""
-    seeds = []
+    seeds = _samples("documents", {".pdf", ".png", ".jpg", ".tif", ".tiff"})
     for compressed in (0, 1):
         file = io.BytesIO()
         canvas = Canvas(file, invariant=True, pageCompression=compressed)
@@ -83,11 +99,25 @@ def seed_files(rng: random.Random) -> list[bytes]:
         frames = [picture.convert("1" if compression == "group4" else "L") for _ in range(3)]
         frames[0].save(file, "TIFF", save_all=True, append_images=frames[1:], compression=compression)
         seeds.append(file.getvalue())
-    if SAMPLES.is_dir():
-        files = sorted(path for path in SAMPLES.rglob("*") if path.suffix in {".pdf", ".png", ".jpg", ".tif", ".tiff"})
-        seeds += [path.read_bytes() for path in files if path.stat().st_size <= MAX_SAMPLE_BYTES]
     rng.shuffle(seeds)
     return seeds
+
+
+def seed_videos(rng: random.Random) -> list[bytes]:
+    """Six seconds in each container and codec; the samples beside the checkout."""
+    seeds = _samples("video", {".mp4", ".mkv", ".ts", ".m3u8"})
+    with tempfile.TemporaryDirectory() as folder:
+        for name, codec in CODECS.items():
+            path = Path(folder) / name
+            write_frames(path, range(150), Fraction(1, 25), codec=codec, codec_options={"g": "25"})
+            seeds.append(path.read_bytes())
+    rng.shuffle(seeds)
+    return seeds
+
+
+def _samples(folder: str, suffixes: Collection[str]) -> list[bytes]:
+    files = sorted(path for path in (SAMPLES / folder).rglob("*") if path.suffix in suffixes)
+    return [path.read_bytes() for path in files if path.stat().st_size <= MAX_SAMPLE_BYTES]
 
 
 def mutate(data: bytes, rng: random.Random) -> bytes:
@@ -116,11 +146,21 @@ def mutate(data: bytes, rng: random.Random) -> bytes:
     return bytes(out)
 
 
-def fuzz_files(count: int, seed: int, *, kinds: Sequence[bytes] = ()) -> Report:
-    """Opens and renders `count` mutated files. Raises whatever comes out that is not an outcome."""
-    rng, report, store = random.Random(seed), Report(), Store()
-    seeds = list(kinds) or seed_files(rng)
-    options = decode_options(OPTIONS, memory_bytes=CHILD_BYTES, seconds=PAGE_SECONDS)
+def fuzz_files(count: int, seed: int) -> Report:
+    """Opens and renders `count` mutated documents and images. Raises whatever comes out that is not an outcome."""
+    rng = random.Random(seed)
+    return _fuzz(count, rng, seed_files(rng), DOCUMENTS)
+
+
+def fuzz_videos(count: int, seed: int) -> Report:
+    """Opens `count` mutated videos and decodes their windows. Raises whatever comes out that is not an outcome."""
+    rng = random.Random(seed)
+    return _fuzz(count, rng, seed_videos(rng), VIDEOS)
+
+
+def _fuzz(count: int, rng: random.Random, seeds: Sequence[bytes], media: DocumentOptions | VideoOptions) -> Report:
+    report, store = Report(), Store()
+    options = decode_options(media, memory_bytes=CHILD_BYTES, seconds=PIECE_SECONDS)
     settled = 0
     with tempfile.TemporaryDirectory() as folder, closing(Sandbox(memory_bytes=CHILD_BYTES)) as sandbox:
         path = Path(folder) / "file"
@@ -137,21 +177,21 @@ def fuzz_files(count: int, seed: int, *, kinds: Sequence[bytes] = ()) -> Report:
 
 
 def _outcomes(sandbox: Sandbox, store: Store, path: Path, options: DecodeOptions) -> list[str]:
-    """The error code of the file, or "ok" or the error code for each of its first pages."""
+    """The error code of the file, or "ok" or the error code for each of its first pages or windows."""
     asset = store.stat(str(path))
     if not asset.size:
         return ["empty"]
     try:
-        info = sandbox.run(inspect_asset, asset, options.store, options.media, seconds=PAGE_SECONDS)
+        info = sandbox.run(inspect_asset, asset, options.store, options.media, seconds=PIECE_SECONDS)
     except BadInput as error:
         return [f"file {error.failure.code}"]
-    last = min(MAX_PAGES, len(info.page_tokens))
-    assert last, "an opened file has pages"
+    last = min(MAX_PIECES, len(info.page_tokens if isinstance(info, DocumentInfo) else info.piece_tokens))
+    assert last, "an opened file has something to read"
     unit = Unit(asset.asset_id, asset.uri, asset.size, asset.etag, 1, last, 1)
     results = list(read_unit(sandbox, unit, options))
-    numbers = [result.facts.page_no if isinstance(result, Page) else result[0] for result in results]
-    assert numbers == list(range(1, last + 1)), f"pages {numbers} came from 1 to {last}"
-    return ["page ok" if isinstance(result, Page) else f"page {result[1].code}" for result in results]
+    numbers = [result[0] if isinstance(result, tuple) else result.facts.number for result in results]
+    assert numbers == list(range(1, last + 1)), f"pieces {numbers} came from 1 to {last}"
+    return [f"piece {result[1].code}" if isinstance(result, tuple) else "piece ok" for result in results]
 
 
 def fuzz_answers(count: int, seed: int) -> Counter[str]:
@@ -181,19 +221,24 @@ def _facts(page_no: int) -> PageFacts:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--files", type=int, default=10_000)
+    parser.add_argument("--files", type=int, default=10_000, help="documents and images")
+    parser.add_argument("--videos", type=int, default=2_000)
     parser.add_argument("--answers", type=int, default=10_000)
     parser.add_argument("--seed", type=int, default=int(time.time()))
     flags = parser.parse_args()
-    began = time.monotonic()
-    report = fuzz_files(flags.files, flags.seed) if flags.files else Report()
-    answers = fuzz_answers(flags.answers, flags.seed) if flags.answers else Counter()
-    print(
-        f"seed {flags.seed}: {flags.files} files {dict(report.outcomes.most_common())}, "
-        f"slowest {report.slowest:.1f} s, "
-        f"child at most {report.child_bytes / 2**20:.0f} MB, parent grew by {report.parent_growth / 2**20:.0f} MB; "
-        f"{flags.answers} answers {dict(answers.most_common())}; {time.monotonic() - began:.0f} s"
-    )
+    for fuzz, count, what in ((fuzz_files, flags.files, "files"), (fuzz_videos, flags.videos, "videos")):
+        if count:
+            began, report = time.monotonic(), in_fresh_process(fuzz, count, flags.seed)
+            print(
+                f"seed {flags.seed}: {count} {what} {dict(report.outcomes.most_common())}, "
+                f"slowest {report.slowest:.1f} s, child at most {report.child_bytes / 2**20:.0f} MB, "
+                f"parent grew by {report.parent_growth / 2**20:.0f} MB; {time.monotonic() - began:.0f} s",
+                flush=True,
+            )
+    if flags.answers:
+        print(
+            f"seed {flags.seed}: {flags.answers} answers {dict(fuzz_answers(flags.answers, flags.seed).most_common())}"
+        )
 
 
 if __name__ == "__main__":

@@ -1,45 +1,55 @@
 """Kills whatever can die while jobs run, and compares: `python -m tests.soak --kills 200 --seed 7`.
 
-A Ray cluster of two nodes in this process runs parse jobs on generated documents, each driver in a process of its own.
-SIGKILL goes, at random moments, to the driver (also before or after any of its writes), to actors that decode, read and
-write, and to a whole node. A dead driver is started again until the job is done. Then the tables must be, row for row,
-those of a run that nobody disturbed, and the audit must find nothing. The seed decides everything but Ray's own timing.
+A Ray cluster of two nodes in this process runs parse and index jobs on generated inputs, each driver in a process of
+its own. SIGKILL goes, at random moments, to the driver (also before or after any of its writes), to the actors that
+look, decode, read, keep the ledger and write, to a rank of an engine that is spread over two, and to a whole node. A
+dead driver is started again until its job is done. Then the tables must be, row for row, those of a run that nobody
+disturbed, and the audit of documents must find nothing. The seed decides everything but Ray's own timing.
 """
 
 import argparse
-import os
+import multiprocessing
 import random
 import signal
-import subprocess
-import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import cycle
+from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Any
 
-import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
-import ray
-from ray.cluster_utils import Cluster
 from reportlab.pdfgen.canvas import Canvas
 
 from pipeline.audit import audit
 from pipeline.store import Store
+from tests.drive import Death, logged
+from tests.grid import Grid, grid
+from tests.pipeline.video_files import write_lights
 
-ROOT = Path(__file__).parents[1]
-ACTORS = {"decoder": "Decoder", "replica": "Replica", "writer": "PartWriter"}  # as they stand in a process's title
-TARGETS = ("driver", "write", "node", *ACTORS)
-OF_THE_CLOCK = ("decode_ms", "queue_ms", "infer_ms")
-MAX_SECONDS = 600.0  # of one driver: longer is a hang
-WRITES = 16  # about as many as a driver makes
+PROCESSES = {  # as they stand in a process's title or command
+    "surveyor": "Surveyor",
+    "decoder": "Decoder",
+    "replica": "Replica",
+    "rank": "model.ranks",
+    "ledger": "ray::Ledger",
+    "writer": "PartWriter",
+}
+TARGETS = ("driver", "write", "node", *PROCESSES)
+TABLES = {"documents": ("documents", "pages", "blocks"), "videos": ("videos", "windows", "events", "chapters")}
+VARYING = {"decode_ms", "queue_ms", "infer_ms", "attempts"}  # columns that tell of the clock and of deaths
+ENDS_ENGINES = ("replica", "rank", "node")
+# The page that is alone with the third engine that dies is convicted, as it should be: of each driver, no third.
+MAX_DEAD_ENGINES = 2
+MAX_SECONDS = 900.0  # of one driver: longer is a hang
+WRITES = 20  # about as many as a driver makes
+WRITE_SHARE = 0.2  # of the drivers are ended by one of theirs
 
 
-def write_inputs(folder: Path, documents: int) -> None:
+def write_documents(folder: Path, documents: int) -> None:
     """PDFs of 1 to 24 pages that say which they are, a broken and an empty one."""
     folder.mkdir()
     for number in range(documents):
@@ -52,192 +62,203 @@ def write_inputs(folder: Path, documents: int) -> None:
     (folder / "empty.pdf").write_bytes(b"")
 
 
-@dataclass
-class Grid:
-    """Two nodes of a Ray cluster; the second one may die."""
-
-    cluster: Any
-    second: Any = None
-
-    def processes(self, title: str) -> list[psutil.Process]:
-        """Those of the cluster's workers whose title has `title` in it."""
-        raylets = [node.all_processes["raylet"][0].process.pid for node in self.cluster.list_all_nodes()]
-        found = []
-        for raylet in raylets:
-            for process in psutil.Process(raylet).children(recursive=True):
-                try:
-                    if title in " ".join(process.cmdline()):
-                        found.append(process)
-                except psutil.Error:
-                    continue
-        return sorted(found, key=lambda process: process.pid)
-
-    def lose_second(self) -> None:
-        """SIGKILL to the raylet of the second node, and another node in its place."""
-        os.kill(self.second.all_processes["raylet"][0].process.pid, signal.SIGKILL)
-        self.cluster.remove_node(self.second, allow_graceful=False)
-        self.add_second()
-
-    def add_second(self, attempts: int = 3) -> None:
-        """A busy machine starts a node too slowly now and then."""
-        for left in range(attempts, 0, -1):
-            try:
-                self.second = self.cluster.add_node(num_cpus=4, object_store_memory=100 * 2**20)
-                return
-            except Exception:  # Ray raises nothing narrower
-                if left == 1:
-                    raise
+def write_few_documents(folder: Path, documents: int) -> None:
+    """For a model that really reads: the first three."""
+    write_documents(folder, min(documents, 3))
 
 
-@contextmanager
-def grid() -> Iterator[Grid]:
-    with tempfile.TemporaryDirectory(prefix="ray", dir="/tmp", ignore_cleanup_errors=True) as folder:
-        os.makedirs(os.path.join(folder, "ray"))
-        os.environ |= {"RAY_TMPDIR": folder, "RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"}
-        os.environ["RAY_raylet_start_wait_time_s"] = "180"  # noqa: SIM112 - of a busy machine; Ray spells it so
-        os.environ.pop("RAY_ADDRESS", None)
-        options = {"num_cpus": 4, "object_store_memory": 100 * 2**20, "include_dashboard": False}
-        cluster = Cluster(initialize_head=True, head_node_args=options)
-        try:
-            found = Grid(cluster)
-            found.add_second()
-            yield found
-        finally:
-            ray.shutdown()
-            cluster.shutdown()
+def write_videos(folder: Path, videos: int) -> None:
+    """Videos of 20 s to 4 min, with lights across the borders of their windows, a broken and an empty one."""
+    folder.mkdir()
+    for number in range(videos // 2):
+        seconds = 20 + (70 * number) % 230
+        write_lights(folder / f"{number}.mp4", seconds, [(5, 9), (48 + number, 63 + number), (90, 175)], rate=4)
+    (folder / "broken.mp4").write_bytes(b"\0\0\0\x18ftypmp42 and nothing more")
+    (folder / "empty.mp4").write_bytes(b"")
 
 
-def start_driver(address: str, inputs: Path, output: Path, engine: str, write: str = "") -> subprocess.Popen[bytes]:
-    """`write`: "before 3" and the like ends it at one of its writes."""
-    environment = os.environ | {"RAY_ADDRESS": address, "PAGEREEL_DIE_AT_WRITE": write}
-    command = [sys.executable, "-m", "tests.drive", str(inputs), str(output), engine]
-    with open(output.with_suffix(".log"), "ab") as log:
-        return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=log)
+@dataclass(frozen=True)
+class Job:
+    """What is done over and over."""
+
+    kind: str  # of its tables
+    engine: str  # as the driver takes it
+    write_inputs: Callable[[Path, int], None]  # into a new folder, so many
 
 
-def tables_of(output: Path) -> dict[str, pa.Table]:
-    tables = {name: pq.read_table(output / name) for name in ("documents", "pages", "blocks")}
-    tables["documents"] = tables["documents"].drop_columns("attempts")
-    return tables | {"pages": tables["pages"].drop_columns([*OF_THE_CLOCK, "attempts"])}
+JOBS = {
+    "documents": Job("documents", "0.1", write_documents),
+    "videos": Job("videos", "1.0", write_videos),
+    "demo": Job("documents", "demo", write_few_documents),
+    "ranks": Job("documents", "ranks", write_few_documents),
+}
+
+
+@dataclass(frozen=True)
+class Undisturbed:
+    """A run of a job that nobody disturbed."""
+
+    inputs: Path
+    tables: dict[str, pa.Table]
+    seconds: float
+
+
+def tables_of(kind: str, output: Path) -> dict[str, pa.Table]:
+    tables = {name: pq.read_table(output / name) for name in TABLES[kind]}
+    return {name: table.select([c for c in table.column_names if c not in VARYING]) for name, table in tables.items()}
+
+
+def log_of(output: Path) -> Path:
+    return output.with_suffix(".log")
 
 
 class Soak:
     """Jobs under fire, one after the other."""
 
-    def __init__(
-        self, grid: Grid, work: Path, *, seed: int, engine: str, documents: int, targets: Sequence[str]
-    ) -> None:
+    def __init__(self, grid: Grid, work: Path, *, seed: int, inputs: int, targets: Sequence[str], share: float) -> None:
+        """`share` of the time of an undisturbed job passes at most between one kill and the next."""
         self._grid = grid
         self._work = work
-        self._engine = engine
         self._random = random.Random(seed)
+        self._inputs = inputs
         self._targets = targets
-        self._inputs = work / "in"
+        self._share = share
+        # Drivers are forked from a process that has imported what they need.
+        self._processes = multiprocessing.get_context("forkserver")
+        self._processes.set_forkserver_preload(["tests.drive"])
+        self._undisturbed: dict[str, Undisturbed] = {}
         self._jobs = 0
         self.killed = Counter[str]()
-        write_inputs(self._inputs, documents)
-        began = time.monotonic()
-        output = work / "undisturbed"
-        self._wait(start_driver(grid.cluster.address, self._inputs, output, engine), output)
-        self._seconds = time.monotonic() - began
-        self._expected = tables_of(output)
-        pages = len(self._expected["pages"])
-        print(f"undisturbed: {documents + 2} inputs, {pages} pages in {self._seconds:.1f} s", flush=True)
 
-    def run_job(self, kills: int) -> None:
+    def run_job(self, name: str, kills: int) -> None:
         """One job with so many kills, fewer when it is done before. Raises AssertionError when its tables are wrong."""
+        undisturbed = self._run_undisturbed(name)
         self._jobs += 1
-        output = self._work / f"job-{self._jobs}"
-        driver = self._start(output, kills > 0)
-        try:
-            while driver.poll() is None or driver.returncode != 0:
-                if driver.poll() is not None:
-                    assert driver.returncode == -signal.SIGKILL, f"{output}: the driver ended with {driver.returncode}"
-                    kills -= 1
-                    driver = self._start(output, kills > 0)
-                    continue
-                if kills <= 0:
-                    self._wait(driver, output)
-                    continue
-                target = self._random.choice([target for target in self._targets if target != "write"])
-                moment = self._random.random() * self._seconds
-                try:
-                    driver.wait(moment)
-                except subprocess.TimeoutExpired:
-                    kills -= self._kill(target, driver, moment)
-        finally:
+        output, last = self._work / f"job-{self._jobs}-{name}", self.killed.total() + kills
+        began = time.monotonic()
+        while self._run_driver(name, output, undisturbed, last - self.killed.total()) != 0:
+            pass
+        for table, rows in tables_of(JOBS[name].kind, output).items():
+            assert rows.equals(undisturbed.tables[table]), f"{output}: {table} differ from those of an undisturbed run"
+        if JOBS[name].kind == "documents":  # the audit does not know videos
+            differences = audit(Store(), str(output)).differences
+            assert not differences, f"{output}: {differences}"
+        print(f"{output.name}: the tables are right, after {time.monotonic() - began:.0f} s", flush=True)
+
+    def _run_undisturbed(self, name: str) -> Undisturbed:
+        if name not in self._undisturbed:
+            inputs, output = self._work / f"{name}-in", self._work / f"{name}-undisturbed"
+            JOBS[name].write_inputs(inputs, self._inputs)
+            began = time.monotonic()
+            driver = self._start(name, inputs, output, None)
+            self._wait(driver, output, MAX_SECONDS)
+            assert driver.exitcode == 0, f"{output} ended with {driver.exitcode}: {_end(output)}"
+            seconds, tables = time.monotonic() - began, tables_of(JOBS[name].kind, output)
+            rows = {table: len(rows) for table, rows in tables.items()}
+            print(f"{name}, undisturbed: {rows} in {seconds:.1f} s", flush=True)
+            self._undisturbed[name] = Undisturbed(inputs, tables, seconds)
+        return self._undisturbed[name]
+
+    def _run_driver(self, name: str, output: Path, undisturbed: Undisturbed, kills: int) -> int:
+        """A driver until it ends, with at most so many kills, its own included. How it ended: 0 or by SIGKILL."""
+        write = self._draw_write() if kills else None
+        targets = [each for each in self._targets if each != "write" and (each != "rank" or name == "ranks")]
+        driver = self._start(name, undisturbed.inputs, output, write)
+        last, dead_engines, target = self.killed.total() + kills - bool(write), 0, ""
+        while driver.exitcode is None and self.killed.total() < last:
+            target, moment = self._random.choice(targets), self._random.random() * self._share * undisturbed.seconds
+            self._wait(driver, output, moment, may_go_on=True)
+            if driver.exitcode is None and (target not in ENDS_ENGINES or dead_engines < MAX_DEAD_ENGINES):
+                was_there = self._kill(target, driver)
+                dead_engines += was_there and target in ENDS_ENGINES
+                if was_there:
+                    self._tell(output, target, f"{moment:.1f} s after the last")
+        self._wait(driver, output, MAX_SECONDS)
+        assert driver.exitcode in (0, -signal.SIGKILL), f"{output} ended with {driver.exitcode}: {_end(output)}"
+        if driver.exitcode and target != "driver":
+            assert write, f"{output}: the driver was killed, and not by us"
+            self._tell(output, "write", f"{write.when} number {write.number}")
+        return driver.exitcode
+
+    def _draw_write(self) -> Death | None:
+        is_drawn = "write" in self._targets and self._random.random() < WRITE_SHARE
+        return Death(self._random.choice(("before", "after")), self._random.randrange(WRITES)) if is_drawn else None
+
+    def _start(self, name: str, inputs: Path, output: Path, write: Death | None) -> BaseProcess:
+        job = JOBS[name]
+        args = (str(log_of(output)), self._grid.cluster.address, str(inputs), str(output), job.engine, job.kind, write)
+        driver = self._processes.Process(target=logged, args=args)
+        driver.start()
+        return driver
+
+    def _wait(self, driver: BaseProcess, output: Path, seconds: float, *, may_go_on: bool = False) -> None:
+        driver.join(seconds)
+        if driver.exitcode is None and not may_go_on:
             driver.kill()
-        assert tables_of(output).keys() == self._expected.keys()
-        for name, table in tables_of(output).items():
-            assert table.equals(self._expected[name]), f"{output}: {name} differ from those of an undisturbed run"
-        differences = audit(Store(), str(output)).differences
-        assert not differences, f"{output}: {differences}"
+            raise AssertionError(f"{output}: a driver hangs: {_end(output)}")
 
-    def _start(self, output: Path, may_die: bool) -> subprocess.Popen[bytes]:
-        write = ""
-        if may_die and "write" in self._targets and self._random.random() < 1 / len(self._targets):
-            write = f"{self._random.choice(('before', 'after'))} {self._random.randrange(WRITES)}"
-            self._tell("write", write)
-        return start_driver(self._grid.cluster.address, self._inputs, output, self._engine, write)
-
-    def _kill(self, target: str, driver: subprocess.Popen[bytes], moment: float) -> int:
-        """How many died: 0 when there is no such process at this moment."""
+    def _kill(self, target: str, driver: BaseProcess) -> bool:
+        """Whether there was such a process at this moment."""
         if target == "driver":
             driver.kill()
-            driver.wait()
+            driver.join()
         elif target == "node":
             self._grid.lose_second()
         else:
-            processes = self._grid.processes(ACTORS[target])
+            processes = self._grid.processes(PROCESSES[target])
             if not processes:
-                return 0
+                return False
             self._random.choice(processes).kill()
-        self._tell(target, f"{moment:.1f} s after the last")
-        return target != "driver"  # the end of a driver is counted where it is started again
+        return True
 
-    def _tell(self, target: str, how: str) -> None:
+    def _tell(self, output: Path, target: str, how: str) -> None:
         self.killed[target] += 1
-        print(f"job {self._jobs}, kill {self.killed.total()}: {target} ({how})", flush=True)
+        print(f"{output.name}, kill {self.killed.total()}: {target} ({how})", flush=True)
 
-    def _wait(self, driver: subprocess.Popen[bytes], output: Path) -> None:
-        try:
-            driver.wait(MAX_SECONDS)
-        finally:
-            driver.kill()
-        log = output.with_suffix(".log").read_text(errors="replace")
-        assert driver.returncode == 0, f"the driver of {output} ended with {driver.returncode}:\n{log[-4000:]}"
+
+def _end(output: Path) -> str:
+    return log_of(output).read_text(errors="replace")[-4000:]
 
 
 def soak(
     *,
     kills: int,
     seed: int,
-    engine: str = "0.1",
-    documents: int = 6,
-    kills_per_job: int = 5,
+    jobs: Sequence[str] = ("documents", "videos", "ranks"),
+    inputs: int = 12,
+    kills_per_job: int = 25,
     targets: Sequence[str] = TARGETS,
+    share: float = 0.06,
 ) -> Counter[str]:
     """How many of each kind were killed, once all tables were right."""
     print(f"seed {seed}", flush=True)
+    began = time.monotonic()
     with grid() as nodes, tempfile.TemporaryDirectory(prefix="soak") as work:
-        under_fire = Soak(nodes, Path(work), seed=seed, engine=engine, documents=documents, targets=targets)
-        while under_fire.killed.total() < kills:
-            under_fire.run_job(min(kills_per_job, kills - under_fire.killed.total()))
+        fire = Soak(nodes, Path(work), seed=seed, inputs=inputs, targets=targets, share=share)
+        for name in cycle(jobs):
+            if (left := kills - fire.killed.total()) <= 0:
+                break
+            fire.run_job(name, min(kills_per_job, left))
         print(
-            f"{under_fire.killed.total()} kills ({dict(under_fire.killed)}), seed {seed}: 0 rows lost, 0 twice",
+            f"{fire.killed.total()} kills ({dict(fire.killed)}), seed {seed}: 0 rows lost, 0 twice; "
+            f"{time.monotonic() - began:.0f} s",
             flush=True,
         )
-        return under_fire.killed
+        return fire.killed
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=200)
     parser.add_argument("--seed", type=int, default=int(time.time()), help="decides who dies when (default: the time)")
-    parser.add_argument("--engine", default="0.1", help="seconds of a step of the stub engine, or demo for the model")
-    parser.add_argument("--documents", type=int, default=6)
-    parser.add_argument("--kills-per-job", type=int, default=5)
+    parser.add_argument(
+        "--jobs", nargs="+", choices=JOBS, default=("documents", "videos", "ranks"),
+        help="one after the other, again and again; demo and ranks read with the model that comes along",
+    )  # fmt: skip
+    parser.add_argument("--inputs", type=int, default=12, help="documents of a job; half as many videos")
+    parser.add_argument("--kills-per-job", type=int, default=25)
     parser.add_argument("--targets", nargs="+", choices=TARGETS, default=TARGETS, help="who may die")
+    parser.add_argument("--share", type=float, default=0.06, help="of a job's time, at most, from kill to kill")
     soak(**vars(parser.parse_args()))
 
 

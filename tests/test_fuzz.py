@@ -1,21 +1,25 @@
 """A small fuzz for every build; `python -m tests.fuzz` goes on for hours."""
 
+import pytest
+
 from pipeline.records import ErrorCode
 from tests.decoding import in_fresh_process
-from tests.fuzz import CHILD_BYTES, fuzz_answers, fuzz_files
+from tests.fuzz import CHILD_BYTES, MAX_PIECES, PIECE_SECONDS, fuzz_answers, fuzz_files, fuzz_videos
 
 MB = 2**20
 
 
-def test_mutated_files_end_as_rows_with_known_codes_in_bounded_time_and_memory():
-    report = in_fresh_process(fuzz_files, 60, 7)
+@pytest.mark.parametrize(("fuzz", "count"), [(fuzz_files, 60), (fuzz_videos, 40)])
+def test_mutated_files_and_videos_end_as_rows_with_known_codes_in_bounded_time_and_memory(fuzz, count):
+    report = in_fresh_process(fuzz, count, 7)
     assert set(report.outcomes) <= {
         "empty",
-        "page ok",
-        *(f"{at} {code}" for at in ("file", "page") for code in ErrorCode),
+        "piece ok",
+        *(f"{at} {code}" for at in ("file", "piece") for code in ErrorCode),
     }
-    assert report.outcomes["page ok"] > 10, "mutations leave most files readable in part"
-    assert sum(count for outcome, count in report.outcomes.items() if outcome != "page ok") > 5
+    assert report.outcomes["piece ok"] > 10, "mutations leave most files readable in part"
+    assert sum(count for outcome, count in report.outcomes.items() if outcome != "piece ok") > 5
+    assert report.slowest < 2 * PIECE_SECONDS * (1 + MAX_PIECES)
     assert report.child_bytes < CHILD_BYTES
     assert report.parent_growth < 64 * MB
 

@@ -89,6 +89,7 @@ CHANGES_NOTHING = {
     "tokens_per_second": 12.0,
     "decoders": 3,
     "decoder_memory_mb": 4096,
+    "step_timeout_seconds": 3.0,
     "page_timeout_seconds": 1.0,
     "max_failure_rate": 0.1,
     "endpoint_url": "http://127.0.0.1:1",

@@ -239,6 +239,25 @@ def test_an_empty_answer_about_a_page_with_ink_is_flagged(text: str, output: Out
     assert row.flags == ("missing_fonts", "empty_output")
 
 
+def words_of(text: str) -> tuple[Word, ...]:
+    return tuple(Word(word, (number / 100, 0.1, (number + 1) / 100, 0.2)) for number, word in enumerate(text.split()))
+
+
+@pytest.mark.parametrize(
+    ("answer", "is_flagged"),
+    [
+        ("Paid 1,250.00 on 14/7/1977, 33 of 48", False),
+        ("33 of 48, paid on 14/7/1977: 1250 1,250.00", False),
+        ("Paid 1,250.00 on 14/7/1917, 33 of 43", True),
+        ("Paid on a day", True),
+    ],
+)
+def test_numbers_that_were_changed_are_told_by_the_text_of_the_file_itself(answer, is_flagged):
+    facts = replace(FACTS, words=words_of("Paid 1,250.00 on 14/7/1977, 33 of 48"))
+    row = parse_page("doc", facts, [completion(answer)], "markdown", keep_raw=False)
+    assert ("numbers_differ" in row.flags) == is_flagged
+
+
 def test_a_blank_page_was_not_asked_about() -> None:
     row = parse_page("doc", replace(FACTS, is_blank=True), [], "markdown", keep_raw=True)
     assert (row.status, row.failure, row.finish_reason, row.markdown) == (PageStatus.BLANK, None, "", "")

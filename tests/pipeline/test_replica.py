@@ -3,6 +3,7 @@
 import asyncio
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +18,7 @@ from tests.fakes import DirectLedger, FakeLoader, FakeStats
 from tests.pipeline.test_rows import facts, prompt
 
 ROOT = Path(__file__).parents[2]
+STEP_SECONDS = 600.0  # longer than any test
 
 
 def drafted(key: str, draft_text: str) -> Prompt:
@@ -29,9 +31,11 @@ def unit_row(number: int, drafts: list[str]) -> Row:
     return DecodedUnit(unit, (DecodedPiece(facts(number, len(drafts)), prompts),), ()).to_row()
 
 
-def answers_to(rows: list[Row], load_engine: Callable[[], Engine]) -> list[AnsweredUnit]:
+def answers_to(
+    rows: list[Row], load_engine: Callable[[], Engine], step_timeout_seconds: float = STEP_SECONDS
+) -> list[AnsweredUnit]:
     async def ask() -> list[Row]:
-        replica = Replica(load_engine, DirectLedger())
+        replica = Replica(load_engine, DirectLedger(), step_timeout_seconds)
         return await asyncio.gather(*(replica(row) for row in rows))
 
     return [AnsweredUnit.from_row(row) for row in asyncio.run(ask())]
@@ -62,7 +66,7 @@ def test_a_prompt_that_can_never_fit_fails_its_page_and_no_other():
 
 
 def test_an_engine_that_is_given_only_refused_prompts_waits_for_the_next():
-    thread = EngineThread(FakeLoader()())
+    thread = EngineThread(FakeLoader()(), STEP_SECONDS)
     assert thread.submit(drafted("a", "REFUSE")).result(timeout=10).code == "infer_rejected"
     assert thread.submit(drafted("b", "fine")).result(timeout=10).text == "fine"
 
@@ -78,8 +82,35 @@ def load():
     engine.step = lambda: 1 / 0
     return engine
 
-asyncio.run(Replica(load, DirectLedger())(unit_row(1, ["x"])))
+asyncio.run(Replica(load, DirectLedger(), 600.0)(unit_row(1, ["x"])))
 """
+
+
+HANGING_ENGINE = """
+import asyncio
+from pipeline.replica import Replica
+from tests.fakes import DirectLedger, FakeLoader
+from tests.pipeline.test_replica import unit_row
+
+asyncio.run(Replica(FakeLoader(hangs="HANG"), DirectLedger(), 2.0)(unit_row(1, ["HANG"])))
+"""
+
+
+def test_a_step_that_hangs_in_native_code_ends_its_process_and_its_log_says_where():
+    began = time.monotonic()
+    done = subprocess.run(
+        [sys.executable, "-c", HANGING_ENGINE], cwd=ROOT, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 1
+    assert time.monotonic() - began > 2.0
+    assert "Timeout" in done.stderr
+    assert "in step" in done.stderr
+
+
+def test_a_step_within_its_time_leaves_no_clock_behind():
+    (unit,) = answers_to([unit_row(1, ["fine"])], FakeLoader(), step_timeout_seconds=1.0)
+    time.sleep(1.5)  # a clock that still ran would end this process
+    assert unit.pieces[0].answers[0].text == "fine"
 
 
 def test_an_engine_that_breaks_ends_its_process_with_the_reason_instead_of_hanging():

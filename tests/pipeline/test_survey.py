@@ -99,6 +99,25 @@ def survey_folder(folder: Path) -> list[dict[str, Any]]:
     return surveyor(listing_table(Store().list(str(folder)))).to_pylist()
 
 
+def test_five_thousand_pages_open_in_bounded_memory_and_are_spread_over_many_units(tmp_path):
+    contents = [text(f"page {page_no}", 100, 600) for page_no in range(1, 5001)]
+    (tmp_path / "long.pdf").write_bytes(pdf_bytes([PdfPage(content=content) for content in contents]))
+    listed = listing_table([Store().stat(str(tmp_path / "long.pdf"))])
+    options = DocumentOptions(min_tokens=64, max_tokens=256)
+    assets = Surveyor(StoreOptions(), options, memory_bytes=256 * 2**20, seconds=120.0)(listed)
+    assert assets["error_code"].to_pylist() == [""]
+    units = cut_units(assets, "", bytes_per_token=BYTES_PER_TOKEN)
+    assert len(units) == -(-5000 // MAX_UNIT_PAGES)
+    assert count_pages(units) == 5000
+
+
+def test_copies_of_a_file_are_inputs_of_their_own(tmp_path):
+    for name in ("a.pdf", "b.pdf"):
+        (tmp_path / name).write_bytes(pdf_bytes([PdfPage(content=text("the same", 100, 600))]))
+    listed = listing_table(Store().list(str(tmp_path)))
+    assert len(set(listed["asset_id"].to_pylist())) == 2
+
+
 def test_opening_an_asset_tells_its_pages_or_why_not(tmp_path):
     (tmp_path / "1.pdf").write_bytes(pdf_bytes([PdfPage(content=text("hello", 100, 700))] * 3))
     (tmp_path / "2.pdf").write_bytes(b"%PDF-1.7\nthis is not one")

@@ -123,9 +123,10 @@ def inputs(tmp_path):
     return folder
 
 
-def test_pages_that_kill_the_engine_fail_alone_and_the_job_ends(ray_address, inputs, tmp_path):
-    job = ParseJob(input=str(inputs), output=str(tmp_path / "out"))
-    manifest = run(prepare(job), SMALL, io.StringIO(), load_engine=FakeLoader(kills="POISON"))
+@pytest.mark.parametrize("engine", [FakeLoader(kills="POISON"), FakeLoader(hangs="POISON")], ids=["kills", "hangs"])
+def test_pages_that_kill_the_engine_fail_alone_and_the_job_ends(ray_address, inputs, tmp_path, engine):
+    job = ParseJob(input=str(inputs), output=str(tmp_path / "out"), step_timeout_seconds=5.0)
+    manifest = run(prepare(job), SMALL, io.StringIO(), load_engine=engine)
     assert manifest.pieces.by_error == {"infer_crash": 1}
     assert manifest.pieces.by_status == {"failed": 1, "ok": 10}
     rows = pq.read_table(tmp_path / "out" / "pages").to_pylist()

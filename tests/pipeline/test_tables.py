@@ -243,5 +243,17 @@ def test_parquet_is_zstd_with_page_indexes_and_row_groups_by_size() -> None:
     assert file.schema_arrow.field("markdown").metadata[b"description"] == b"the page as Markdown"
 
 
+@pytest.mark.heavy
+def test_more_than_two_gigabytes_of_text_are_one_table_and_come_back(tmp_path: Path) -> None:
+    markdown = "0123456789abcdef" * 2**16  # a MiB
+    rows = [("unit", replace(PAGE, page_no=number, markdown=markdown, blocks=())) for number in range(1, 2**11 + 51)]
+    table = parts_table(rows).combine_chunks()
+    assert table["markdown"].nbytes > 2**31
+    (tmp_path / "part.parquet").write_bytes(to_parquet(table))
+    del table
+    lengths = duckdb.sql(f"select length(markdown), count(*) from '{tmp_path}/part.parquet' group by all").fetchall()
+    assert lengths == [(2**20, 2**11 + 50)]
+
+
 def test_the_same_rows_give_the_same_bytes() -> None:
     assert to_parquet(parts_table([("u1", PAGE)])) == to_parquet(parts_table([("u1", PAGE)]))

@@ -8,8 +8,6 @@ import sys
 import time
 from pathlib import Path
 
-import av
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -19,9 +17,9 @@ from pipeline.job import IndexJob
 from pipeline.store import Store, StoreOptions, join
 from tests.drive import SMALL
 from tests.fakes import FakeLoader
+from tests.pipeline.video_files import write_lights
 
 ROOT = Path(__file__).parents[2]
-RATE = 10
 # Seconds in which the light is on; "long.mp4" has windows of 60 s every 50 s, and events across their borders.
 LIGHTS = {
     "long.mp4": (200, [(5.0, 9.0), (48.0, 63.0), (90.0, 175.0), (180.0, 184.0)]),
@@ -30,17 +28,6 @@ LIGHTS = {
 }
 TIMINGS = ("decode_ms", "queue_ms", "infer_ms")
 TABLES = ("videos", "windows", "events", "chapters")
-
-
-def write_lights(path: Path, seconds: int, lights: list[tuple[float, float]]) -> None:
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream("libx264", rate=RATE, options={"g": "30"})
-        stream.width, stream.height = 64, 64
-        for number in range(seconds * RATE):
-            is_on = any(start <= number / RATE < end for start, end in lights)
-            frame = av.VideoFrame.from_ndarray(np.full((64, 64, 3), 230 if is_on else 20, np.uint8), format="rgb24")
-            container.mux(stream.encode(frame))
-        container.mux(stream.encode())
 
 
 @pytest.fixture(scope="module")

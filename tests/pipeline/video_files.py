@@ -48,6 +48,18 @@ def write_frames(
         container.mux(stream.encode())
 
 
+def write_lights(path: Path, seconds: int, lights: Sequence[tuple[float, float]], rate: int = 10) -> None:
+    """A dark video with a light that is on in these stretches of it, in seconds."""
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=rate, options={"g": "30"})
+        stream.width, stream.height = 64, 64
+        for number in range(seconds * rate):
+            is_on = any(start <= number / rate < end for start, end in lights)
+            frame = av.VideoFrame.from_ndarray(np.full((64, 64, 3), 230 if is_on else 20, np.uint8), format="rgb24")
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+
+
 def level(number: int) -> int:
     """Brightness of the n-th frame: neighbours are far apart."""
     return 20 + (number * 37) % 200
