@@ -47,6 +47,6 @@ class BlockKeys:
     def _content(self, number: int, place: PlacedGrid) -> bytes:
         if number not in self._contents:
             content = sha256(str(place.grid).encode())
-            content.update(np.ascontiguousarray(self._prompt.patches_PC[place.first_patch : place.last_patch]))
+            content.update(np.ascontiguousarray(self._prompt.patches_PC[place.first_patch : place.last_patch]).data)
             self._contents[number] = content.digest()
         return self._contents[number]
