@@ -21,6 +21,7 @@ def answer(question: dict[str, Any]) -> dict[str, Any]:
         max_num_seqs=question["batch_size"],
         max_model_len=question["longest"] + 8,
         enable_prefix_caching=False,
+        mm_processor_cache_gb=0,  # or the pages of the warm-up would be found again, seen already
         limit_mm_per_prompt={"image": 1, "video": 0},
     )
     sampling = SamplingParams(temperature=0.0, max_tokens=question["max_new_tokens"], detokenize=False)
