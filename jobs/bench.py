@@ -2,6 +2,7 @@
 
 python -m jobs.bench engine      the engine beside transformers' static generate (and vLLM with --vllm FOLDER)
 python -m jobs.bench drafts      with and without drafts from the text layer, by kind of page
+python -m jobs.bench decode      pages and frames decoded, beside bare pypdfium2 and PyAV
 python -m jobs.bench roofline    a random network's measured steps beside the floor of the hardware
 """
 
@@ -12,7 +13,6 @@ import platform
 import shutil
 import subprocess
 import tempfile
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,10 +22,10 @@ import torch
 from numpy.typing import NDArray
 from transformers.utils.logging import disable_progress_bar
 
-from jobs import bench_roofline
-from jobs.bench_peers import vllm_python, with_transformers, with_vllm
+from jobs import bench_decode, bench_roofline
+from jobs.bench_peers import Took, least, vllm_python, with_transformers, with_vllm
 from jobs.demo_checkpoint import initialise
-from jobs.samples import LADDER, READABLE, make_page, render, render_batch, write_pdf
+from jobs.samples import LADDER, PLAIN_LADDER, READABLE, make_page, render, render_batch, write_pdf
 from model.config import read_config
 from model.engine import Engine, EngineOptions, read_stop_token_ids
 from model.processor import Processor, checkpoint_folder
@@ -58,7 +58,7 @@ class Page:
 
 def sample_pages(processor: Processor, rung_name: str, count: int, sampling: Sampling) -> list[Page]:
     """Held-out pages of one rung of the curriculum, asked for Markdown."""
-    rung = next(rung for rung in LADDER if rung.name == rung_name)
+    rung = next(rung for rung in (*PLAIN_LADDER, *LADDER) if rung.name == rung_name)
     rendered = render_batch(np.random.default_rng(0), rung, count, held_out=True)
     return [
         Page(processor.encode(f"page {number}", [Frames(pixels[None]), INSTRUCTION], sampling), pixels)
@@ -66,8 +66,13 @@ def sample_pages(processor: Processor, rung_name: str, count: int, sampling: Sam
     ]
 
 
-def with_engine(options: EngineOptions, model: str, prompts: Sequence[Prompt]) -> tuple[float, list[Completion]]:
-    """Seconds for all prompts together, and the completions in their order, after one batch to warm up."""
+def with_engine(
+    options: EngineOptions, model: str, prompts: Sequence[Prompt], repeats: int = 1
+) -> tuple[Took, list[Completion]]:
+    """What all prompts together took, after one batch to warm up, and the completions in their order.
+
+    Without the prefix cache: it would find every page that was asked before."""
+    options = replace(options, prefix_cache=False)
     engine = Engine.from_pretrained(model, options)
 
     def answer(batch: Sequence[Prompt]) -> list[Completion]:
@@ -77,9 +82,7 @@ def with_engine(options: EngineOptions, model: str, prompts: Sequence[Prompt]) -
         return [completions[prompt.key] for prompt in batch]
 
     answer(prompts[: options.max_batch_size])
-    start = time.perf_counter()
-    completions = answer(prompts)
-    return time.perf_counter() - start, completions
+    return least(repeats, lambda: answer(prompts))
 
 
 def until_stop(tokens: list[int], stops: frozenset[int]) -> list[int]:
@@ -117,30 +120,37 @@ def bench_engine(options: argparse.Namespace) -> None:
         millions = sum(parameter.numel() for parameter in network.parameters()) / 1e6
         print(f"{len(pages)} pages ({options.rung}), batch {options.batch_size}, {millions:.1f}M parameters")
         print(machine(options.device))
-        print(f"{'':14}{'seconds':>9}{'pages/s':>9}{'tokens/s':>10}")
+        print(f"{'':14}{'seconds':>9}{'pages/s':>9}{'tokens/s':>10}{'CPU s':>9}{'tokens/CPU s':>14}")
         stops = read_stop_token_ids(checkpoint_folder(model))
-        seconds: dict[str, float] = {}
+        taken: dict[str, Took] = {}
         answers: dict[str, dict[str, list[int]]] = {}
 
-        def report(name: str, took: float, tokens: dict[str, list[int]]) -> None:
-            seconds[name] = took
+        def report(name: str, took: Took, tokens: dict[str, list[int]]) -> None:
+            taken[name] = took
             answers[name] = {key: until_stop(ids, stops) for key, ids in tokens.items()}
             written = sum(map(len, answers[name].values()))
-            print(f"{name:14}{took:9.2f}{len(pages) / took:9.2f}{written / took:10.1f}", flush=True)
+            seconds, cpu_seconds = took
+            print(
+                f"{name:14}{seconds:9.2f}{len(pages) / seconds:9.2f}{written / seconds:10.1f}"
+                f"{cpu_seconds:9.2f}{written / cpu_seconds:14.1f}",
+                flush=True,
+            )
 
-        report("transformers", *with_transformers(model, options.device, options.batch_size, prompts))
+        report("transformers", *with_transformers(model, options.device, options.batch_size, prompts, options.repeats))
         if options.vllm:
             images = [page.pixels for page in pages]
             python = vllm_python(Path(options.vllm))
-            report("vLLM", *with_vllm(python, model, options.batch_size, prompts, images, Path(scratch)))
+            report(
+                "vLLM", *with_vllm(python, model, options.batch_size, prompts, images, options.repeats, Path(scratch))
+            )
         took, completions = with_engine(
-            EngineOptions(device=options.device, max_batch_size=options.batch_size), model, prompts
+            EngineOptions(device=options.device, max_batch_size=options.batch_size), model, prompts, options.repeats
         )
         report("PageReel", took, {completion.key: list(completion.token_ids) for completion in completions})
-    for other in [name for name in seconds if name != "PageReel"]:
+    for other in [name for name in taken if name != "PageReel"]:
         same = sum(answers["PageReel"][prompt.key] == answers[other][prompt.key] for prompt in prompts)
-        ratio = seconds[other] / seconds["PageReel"]
-        print(f"ratio to {other} {ratio:.2f}; {same} of {len(pages)} answers are equal")
+        ratio, cpu_ratio = (theirs / ours for theirs, ours in zip(taken[other], taken["PageReel"], strict=True))
+        print(f"ratio to {other} {ratio:.2f} (CPU time {cpu_ratio:.2f}); {same} of {len(pages)} answers are equal")
     if not options.vllm:
         print("vLLM was left out: name a folder for its environment with --vllm")
 
@@ -161,16 +171,17 @@ def bench_drafts(options: argparse.Namespace) -> None:
                 replace(prompt, draft_text=answer.text) for prompt, answer in zip(prompts, expected, strict=True)
             ]
         took, completions = with_engine(replace(plain, max_draft_tokens=256), options.model, prompts)
-        total["with"] += took
-        total["without"] += without
+        total["with"] += took.seconds
+        total["without"] += without.seconds
         same = sum(ours.token_ids == theirs.token_ids for ours, theirs in zip(completions, expected, strict=True))
         tokens = sum(len(completion.token_ids) for completion in completions)
         steps, drafted, kept = (
             sum(getattr(completion, name) for completion in completions)
             for name in ("steps", "drafted_tokens", "accepted_tokens")
         )
+        ratio = without.seconds / took.seconds
         print(
-            f"{kind:20}{tokens / steps:12.2f}{drafted:9}{kept:7}{without / took:12.2f}{same:5} of {len(prompts)}",
+            f"{kind:20}{tokens / steps:12.2f}{drafted:9}{kept:7}{ratio:12.2f}{same:5} of {len(prompts)}",
             flush=True,
         )
     print(f"ratio {total['without'] / total['with']:.2f}")
@@ -187,6 +198,11 @@ def drafted_prompts(processor: Processor, kind: str, count: int, sampling: Sampl
         processor.encode(f"{kind} {number}", [Frames(pixels[None]), INSTRUCTION], sampling, draft_text=text)
         for number, (pixels, text) in enumerate(zip(render(pdf), texts, strict=True))
     ]
+
+
+def run_decode(options: argparse.Namespace) -> None:
+    print(machine("cpu"))
+    bench_decode.run(options)
 
 
 def run_roofline(options: argparse.Namespace) -> None:
@@ -219,12 +235,16 @@ def main() -> None:
     engine = commands.add_parser("engine", parents=[shared], help="beside transformers and vLLM")
     engine.add_argument("--rung", default="half_page", help="layout of the pages (default: half_page)")
     engine.add_argument("--vllm", help="folder of an environment for vLLM's CPU build; made when it is missing")
+    engine.add_argument("--repeats", type=int, default=1, help="how often each is timed; the least counts (default: 1)")
     engine.set_defaults(run=bench_engine)
     drafts = commands.add_parser("drafts", parents=[shared], help="with and without drafts")
     drafts.set_defaults(run=bench_drafts)
     roofline = commands.add_parser("roofline", help="measured steps beside the floor of the hardware")
     bench_roofline.add_arguments(roofline)
     roofline.set_defaults(run=run_roofline)
+    decode = commands.add_parser("decode", help="pages and frames beside bare pypdfium2 and PyAV")
+    bench_decode.add_arguments(decode)
+    decode.set_defaults(run=run_decode, threads=1)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     disable_progress_bar()

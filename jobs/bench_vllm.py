@@ -11,7 +11,7 @@ from PIL import Image
 
 
 def answer(question: dict[str, Any]) -> dict[str, Any]:
-    """Seconds for all prompts, after one batch to warm up, and the tokens of each."""
+    """The least seconds for all prompts, after one batch to warm up, and the tokens of each."""
     from vllm import LLM, SamplingParams  # only the other environment has it
 
     engine = LLM(
@@ -21,6 +21,7 @@ def answer(question: dict[str, Any]) -> dict[str, Any]:
         max_num_seqs=question["batch_size"],
         max_model_len=question["longest"] + 8,
         enable_prefix_caching=False,
+        mm_processor_cache_gb=0,  # or the pages of the warm-up would be found again, seen already
         limit_mm_per_prompt={"image": 1, "video": 0},
     )
     sampling = SamplingParams(temperature=0.0, max_tokens=question["max_new_tokens"], detokenize=False)
@@ -34,12 +35,16 @@ def answer(question: dict[str, Any]) -> dict[str, Any]:
         for prompt in question["prompts"]
     ]
     engine.generate(inputs[: question["batch_size"]], sampling)
-    start = time.perf_counter()
-    outputs = engine.generate(inputs, sampling)
-    seconds = time.perf_counter() - start
+    seconds, cpu_seconds = [], []
+    for _ in range(question["repeats"]):
+        start, cpu_start = time.perf_counter(), time.process_time()
+        outputs = engine.generate(inputs, sampling)
+        seconds.append(time.perf_counter() - start)
+        cpu_seconds.append(time.process_time() - cpu_start)
     tokens = [list(output.outputs[0].token_ids) for output in outputs]
     keys = [prompt["key"] for prompt in question["prompts"]]
-    return {"seconds": seconds, "tokens": dict(zip(keys, tokens, strict=True))}
+    answers = dict(zip(keys, tokens, strict=True))
+    return {"seconds": min(seconds), "cpu_seconds": min(cpu_seconds), "tokens": answers}
 
 
 def one_mark(token_ids: list[int], image_token_id: int) -> list[int]:

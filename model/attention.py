@@ -172,55 +172,77 @@ class PagedSdpa:
 
     A sequence whose blocks follow each other is read where it lies (the pool sees to it that most do), another one is
     gathered. Heads are grouped by reshaping the queries; keys are never repeated. Where everything lies is worked out
-    once and used by all layers.
+    once and used by all layers: a decoding sequence costs a layer one call.
     """
 
     def __init__(self, cache: KeyValueCache, chunks: Sequence[CachedChunk]) -> None:
-        device = cache.keys.device
         self._cache = cache
-        self._slots_N = device_tensor(_slots(chunks, cache.block_size), device)
-        self._lengths = [len(chunk) for chunk in chunks]
+        self._slots_N = device_tensor(_slots(chunks, cache.block_size), cache.keys.device)
+        self._longs = [chunk for chunk in chunks if len(chunk) > 1]
+        self._singles = [_Place(cache, chunk) for chunk in chunks[len(self._longs) :]]
         # A chunk with nothing before it (None) sees only itself, so the cache is not read at all.
-        self._places = [_place(chunk, cache) if chunk.start else None for chunk in chunks]
-        self._bands = [_causal_band(c, cache) if c.start and len(c) > 1 else None for c in chunks]
+        self._places = [_Place(cache, chunk) if chunk.start else None for chunk in self._longs]
+        self._bands = [_causal_band(chunk, cache) if chunk.start else None for chunk in self._longs]
 
     def __call__(self, layer: int, query_NHD: Tensor, key_NKD: Tensor, value_NKD: Tensor) -> Tensor:
         if self._cache.keys.dtype == torch.float8_e4m3fn:  # a chunk sees itself as later chunks will see it
             key_NKD, value_NKD = (_to_fp8(part).to(part.dtype) for part in (key_NKD, value_NKD))
-        keys, values = _write(self._cache, layer, self._slots_N, key_NKD, value_NKD)
-        queries = query_NHD.split(self._lengths)
-        new = zip(key_NKD.split(self._lengths), value_NKD.split(self._lengths), strict=True)
+        _write(self._cache, layer, self._slots_N, key_NKD, value_NKD)
         outputs = []
-        for query, place, band, (key, value) in zip(queries, self._places, self._bands, new, strict=True):
-            if place is None:
-                outputs.append(_chunk_attention(query, key.transpose(0, 1), value.transpose(0, 1), None))
-            elif band is None:
-                outputs.append(_chunk_attention(query, place.read(keys), place.read(values), None))
+        start = 0
+        for chunk, place, band in zip(self._longs, self._places, self._bands, strict=True):
+            rows = slice(start, start + len(chunk))
+            start += len(chunk)
+            if place is None or band is None:
+                key_KND, value_KND = key_NKD[rows].transpose(0, 1), value_NKD[rows].transpose(0, 1)
+                outputs.append(_chunk_attention(query_NHD[rows], key_KND, value_KND, None))
             else:
-                outputs += _cached_attention(query, place.read(keys), place.read(values), band)
+                key_K1TD, value_K1TD = place.read(layer)
+                outputs += _cached_attention(query_NHD[rows], key_K1TD[:, 0], value_K1TD[:, 0], band)
+        if self._singles:
+            outputs.append(self._attend_singles(layer, query_NHD[start:], num_key_heads=key_NKD.shape[1]))
         return torch.cat(outputs) if len(outputs) > 1 else outputs[0]
 
-
-@dataclass(frozen=True, slots=True)
-class Place:
-    """Where the first `end` tokens of a sequence lie in a layer's cache: from slot `start` on, or in `blocks`."""
-
-    start: int
-    end: int
-    blocks: Tensor | None
-
-    def read(self, cache_KBTD: Tensor) -> Tensor:
-        """-> [K, end, D]; B blocks of T tokens."""
-        if self.blocks is None:
-            return cache_KBTD.flatten(1, 2).narrow(1, self.start, self.end)
-        return cache_KBTD[:, self.blocks].flatten(1, 2)[:, : self.end]
+    def _attend_singles(self, layer: int, query_SHD: Tensor, *, num_key_heads: int) -> Tensor:
+        """Tokens that see all of their sequence: the query heads of a key head are the rows of one small attention."""
+        queries_SK1GD = query_SHD.reshape(len(query_SHD), num_key_heads, 1, -1, query_SHD.shape[2])
+        attended_SK1GD = torch.stack(
+            [
+                F.scaled_dot_product_attention(query_K1GD, *place.read(layer))
+                for query_K1GD, place in zip(queries_SK1GD.unbind(), self._singles, strict=True)
+            ]
+        )
+        return attended_SK1GD.view(query_SHD.shape)
 
 
-def _place(chunk: CachedChunk, cache: KeyValueCache) -> Place:
-    used = list(chunk.table[: -(-chunk.end // cache.block_size)])
-    if used == list(range(used[0], used[0] + len(used))):
-        return Place(used[0] * cache.block_size, chunk.end, None)
-    return Place(0, chunk.end, device_tensor(np.array(used, dtype=np.int64), cache.keys.device))
+class _Place:
+    """Where the tokens of a sequence up to the end of a chunk lie in the cache."""
+
+    def __init__(self, cache: KeyValueCache, chunk: CachedChunk) -> None:
+        self._cache = cache
+        self._end = chunk.end
+        self._views: tuple[Sequence[Tensor], ...] = ()  # of every layer's keys and values; none if they are scattered
+        used = list(chunk.table[: -(-chunk.end // cache.block_size)])
+        if used[-1] - used[0] == len(used) - 1 and used == list(range(used[0], used[-1] + 1)):
+            first = used[0] * cache.block_size
+            # L layers: [L, K, 1, T, D]
+            self._views = tuple(
+                part.flatten(2, 3)[:, :, None, first : first + chunk.end].unbind()
+                for part in (cache.keys, cache.values)
+            )
+        else:
+            self._blocks = device_tensor(np.array(used, dtype=np.int64), cache.keys.device)
+
+    def read(self, layer: int) -> tuple[Tensor, Tensor]:
+        """Keys and values, each [K, 1, T, D] in the dtype of the network."""
+        if self._views:
+            keys, values = (views[layer] for views in self._views)
+        else:
+            keys, values = (
+                part[layer][:, self._blocks].flatten(1, 2)[:, None, : self._end]
+                for part in (self._cache.keys, self._cache.values)
+            )
+        return keys.to(self._cache.dtype), values.to(self._cache.dtype)  # from fp8
 
 
 class PagedTriton:
@@ -329,18 +351,13 @@ def _to_fp8(values: Tensor) -> Tensor:
 
 
 def _chunk_attention(query_NHD: Tensor, key_KTD: Tensor, value_KTD: Tensor, mask_NT: Tensor | None) -> Tensor:
-    """N tokens over T keys, the key heads as a batch; without a mask N is 1, or T and the order causal."""
-    key_KTD, value_KTD = key_KTD.to(query_NHD.dtype), value_KTD.to(query_NHD.dtype)  # from fp8
-    key_K1TD, value_K1TD = key_KTD[:, None], value_KTD[:, None]
-    if len(query_NHD) == 1 and mask_NT is None:  # the query heads of a key head are the rows of one small attention
-        query_K1GD = query_NHD.view(len(key_KTD), 1, -1, query_NHD.shape[2])
-        return F.scaled_dot_product_attention(query_K1GD, key_K1TD, value_K1TD).reshape(query_NHD.shape)
+    """N tokens over T keys, the key heads as a batch; without a mask N is T and the order causal."""
     query_KGND = query_NHD.unflatten(1, (len(key_KTD), -1)).permute(1, 2, 0, 3)
     groups = query_KGND.shape[1]
     attended_KGND = F.scaled_dot_product_attention(
         query_KGND,
-        key_K1TD.expand(-1, groups, -1, -1),  # no copy: the groups share their keys by a stride of 0
-        value_K1TD.expand(-1, groups, -1, -1),
+        key_KTD[:, None].expand(-1, groups, -1, -1),  # no copy: the groups share their keys by a stride of 0
+        value_KTD[:, None].expand(-1, groups, -1, -1),
         attn_mask=mask_NT,
         is_causal=mask_NT is None,
     )

@@ -20,8 +20,10 @@ from model.attention import AttentionImplementation, check_block_size, checked_i
 from model.cache import BlockPool
 from model.config import read_config
 from model.drafts import drafter as make_drafter
+from model.grids import placed_grids
 from model.loops import CHECK_EVERY, clean_length
 from model.parallel import Group
+from model.prefix import BlockKeys
 from model.processor import checkpoint_folder, read_tokenizer
 from model.qwen3_vl import Qwen3VL
 from model.ranks import Followers, Leader, rank_device
@@ -45,6 +47,7 @@ class EngineOptions:
     max_batch_size: int = 64  # requests that run at once
     max_step_tokens: int = 2048  # tokens of one forward pass: prompts in chunks, and one for each decoding request
     max_draft_tokens: int = 256  # tokens of a pass that check drafts; 0: no drafts
+    prefix_cache: bool = True  # what earlier prompts left in the cache is found by those that begin alike
     kv_cache_tokens: int | None = None  # None: what the GPU has left; on a CPU what the batch can use, up to 1 GiB
     block_size: int = 16  # tokens in one block of the cache; flash_attention_2 wants a multiple of 256
     dtype: str | None = None  # "float32", "bfloat16", "float16"; None: the checkpoint's own on cuda, float32 on cpu
@@ -99,6 +102,7 @@ class EngineStats:
     steps: int = 0
     running_sum: int = 0  # requests at work, summed over the steps
     prompt_tokens: int = 0  # of the requests that were started
+    cached_tokens: int = 0  # of prompts, and of answers that were preempted: found in the cache
     computed_tokens: int = 0  # prompts and answers; what is computed again and what is drafted count too
     new_tokens: int = 0
     drafted_tokens: int = 0
@@ -160,7 +164,8 @@ class Engine:
             max_step_tokens=options.max_step_tokens,
             max_draft_tokens=options.max_draft_tokens,
         )
-        self._drafts = options.max_draft_tokens > 0
+        self._config = network.config
+        self._options = options
         self._formats: dict[int, bool] = {}  # of the tokens that were asked for
         self._keys: set[str] = set()
         self._stats = EngineStats(max_batch_size=options.max_batch_size)
@@ -213,8 +218,12 @@ class Engine:
         self._keys.add(prompt.key)
         limit = min(prompt.sampling.max_new_tokens, room)
         request = Request(prompt, max_new_tokens=limit, added_seconds=time.perf_counter())
-        if prompt.draft_text and self._drafts:
-            request.drafter = make_drafter(self._spellings(prompt.draft_text), self._is_format_token)
+        if self._options.prefix_cache:
+            request.keys = BlockKeys(prompt, placed_grids(prompt, self._config), self._options.block_size)
+        if prompt.draft_text and self._options.max_draft_tokens:
+            spellings = self._spellings(prompt.draft_text)
+            request.expected_new_tokens = len(spellings[0])
+            request.drafter = make_drafter(spellings, self._is_format_token)
         if self._think_token_ids and self._think_token_ids.open in prompt.token_ids_T[-2:]:  # a line break may follow
             request.reasoning_end = None
         self._scheduler.add(request)
@@ -244,6 +253,7 @@ class Engine:
             steps=self._stats.steps + 1,
             running_sum=self._stats.running_sum + running,
             prompt_tokens=self._stats.prompt_tokens + sum(len(request.prompt.token_ids_T) for request in started),
+            cached_tokens=self._stats.cached_tokens + step.cached_tokens,
             computed_tokens=self._stats.computed_tokens + sum(len(chunk) for chunk in step.chunks),
             new_tokens=self._stats.new_tokens + sum(len(tokens) for _, tokens in sampled),
             drafted_tokens=self._stats.drafted_tokens + sum(len(chunk.draft) for chunk in step.chunks),

@@ -20,9 +20,8 @@ from model.attention import (
     device_tensor,
     paged_attention,
 )
-from model.config import ModelConfig
+from model.grids import PlacedGrid, placed_grids
 from model.qwen3_vl import Qwen3VL
-from model.request import Prompt
 from model.sampler import choose_tokens, plan_draws
 from model.scheduler import Chunk
 from model.vision import VisualFeatures
@@ -35,17 +34,6 @@ PACK_PATCHES = {"cuda": 16384, "cpu": 1024}
 class SampledToken:
     token_id: int
     logprob: float
-
-
-@dataclass(frozen=True, slots=True)
-class PlacedGrid:
-    """One image or frame pair of a prompt: the tokens and the stored patches it takes, both half-open."""
-
-    grid: tuple[int, int, int]
-    start: int
-    end: int
-    first_patch: int
-    last_patch: int
 
 
 class Runner:
@@ -214,27 +202,16 @@ def _packs(
         yield pack
 
 
-def placed_grids(prompt: Prompt, config: ModelConfig) -> list[PlacedGrid]:
-    """Where each grid of a prompt lies among its tokens and its patches."""
-    visual_T = np.flatnonzero(np.isin(prompt.token_ids_T, (config.image_token_id, config.video_token_id)))
-    places = []
-    tokens = patches = 0
-    for frames, rows, columns in prompt.grids_G3.tolist():
-        count = rows * columns // config.vision.spatial_merge_size**2
-        start, end = int(visual_T[tokens]), int(visual_T[tokens + count - 1]) + 1
-        assert end - start == count, f"{prompt.key}: the tokens of a grid of {rows} x {columns} are torn apart"
-        places.append(PlacedGrid((frames, rows, columns), start, end, patches, patches + frames * rows * columns))
-        tokens += count
-        patches += frames * rows * columns
-    return places
-
-
 def _token_ids(chunk: Chunk) -> NDArray[np.int64]:
     request = chunk.request
-    prompt_ids = request.prompt.token_ids_T[chunk.start : chunk.end]
     length = len(request.prompt.token_ids_T)
-    new_ids = request.new_token_ids[max(chunk.start - length, 0) : max(chunk.end - length, 0)]
-    return np.concatenate((prompt_ids, new_ids, chunk.draft), dtype=np.int64, casting="unsafe")
+    new_ids = [*request.new_token_ids[max(chunk.start - length, 0) : max(chunk.end - length, 0)], *chunk.draft]
+    written = np.array(new_ids, dtype=np.int64)
+    return (
+        written
+        if chunk.start >= length
+        else np.concatenate((request.prompt.token_ids_T[chunk.start : chunk.end], written))
+    )
 
 
 def _positions(chunk: Chunk) -> NDArray[np.int64]:
@@ -242,8 +219,11 @@ def _positions(chunk: Chunk) -> NDArray[np.int64]:
     prompt = chunk.request.prompt
     length = len(prompt.token_ids_T)
     end = chunk.start + len(chunk)
-    generated = np.arange(max(chunk.start, length), max(end, length)) - length + prompt.next_position
-    return np.concatenate((prompt.positions_3T[:, chunk.start : chunk.end], np.tile(generated, (3, 1))), axis=1)
+    generated = np.arange(max(chunk.start, length), max(end, length)) + (prompt.next_position - length)
+    generated_3N = generated[None].repeat(3, axis=0)
+    if chunk.start >= length:
+        return generated_3N
+    return np.concatenate((prompt.positions_3T[:, chunk.start : chunk.end], generated_3N), axis=1)
 
 
 @torch.inference_mode()

@@ -11,7 +11,10 @@ from dataclasses import dataclass, field, replace
 
 from model.cache import BlockPool
 from model.drafts import Drafter, share_budget
+from model.prefix import BlockKeys
 from model.request import Prompt
+
+RECENT = 0.1  # how much the answer that finished last counts in the usual length
 
 
 @dataclass(slots=True, eq=False)
@@ -28,6 +31,9 @@ class Request:
     blocks: list[int] = field(default_factory=list)
     preemptions: int = 0
     steps: int = 0  # passes that gave it tokens
+    expected_new_tokens: int | None = None  # how long its answer probably is; None: as others were lately
+    keys: BlockKeys | None = None  # None: it neither finds nor leaves blocks for others
+    published: int = 0  # blocks that others may find
     drafter: Drafter | None = None
     reasoning_end: int | None = 0  # how many of the new tokens are reasoning, its closing tag included; None: not over
 
@@ -57,15 +63,17 @@ class Step:
 
     chunks: tuple[Chunk, ...]
     preempted: tuple[Request, ...]
+    cached_tokens: int = 0  # of requests that were admitted: found in the cache
 
 
 class Scheduler:
     """First come, first served: running requests in order of arrival, then waiting ones while there is room.
 
-    Blocks are reserved for all known tokens of a request when it is admitted, later one by one as its answer grows.
-    When none is free, the newest running request gives its blocks back and waits at the front, keeping the tokens it
-    has; its keys and values are computed again. The oldest request always goes on, so all of them finish, as long as
-    each alone fits the cache.
+    Blocks are reserved for all known tokens of a request when it is admitted, later one by one as its answer grows; it
+    is admitted when there is room for what its answer and those of the others will probably need. What requests before
+    it left in the cache is not computed again. When no block is free, the newest running request gives its blocks back
+    and waits at the front, keeping the tokens it has; its keys and values are computed again. The oldest request always
+    goes on, so all of them finish, as long as each alone fits the cache.
     """
 
     def __init__(
@@ -77,6 +85,7 @@ class Scheduler:
         self._max_draft_tokens = max_draft_tokens
         self._waiting: deque[Request] = deque()
         self._running: list[Request] = []  # running + waiting is always in order of arrival
+        self._usual_new_tokens = 0.0  # of the answers that finished lately
 
     @property
     def has_work(self) -> bool:
@@ -94,6 +103,9 @@ class Scheduler:
         budget = self._max_step_tokens
         chunks: list[Chunk] = []
         preempted: list[Request] = []
+        cached_tokens = 0
+        for request in self._running:
+            self._publish(request)
         index = 0
         while index < len(self._running) and budget:
             request = self._running[index]
@@ -103,29 +115,28 @@ class Scheduler:
                 chunks.append(_take_chunk(request, end))
                 budget -= len(chunks[-1])
             index += 1
-        while budget and not preempted and self._can_admit():
+        while budget and not preempted and self._admits():
             request = self._waiting.popleft()
-            reserved = self._pool.grow(request.blocks, request.num_tokens)
-            assert reserved, f"{request.prompt.key} was admitted without room"
             self._running.append(request)
-            chunks.append(_take_chunk(request, min(request.num_tokens, budget)))
+            cached_tokens += request.computed
+            chunks.append(_take_chunk(request, min(request.num_tokens, request.computed + budget)))
             budget -= len(chunks[-1])
         assert chunks or not self.has_work, "a pass without work: a request larger than the cache was added"
         self._add_drafts(chunks, min(budget, self._max_draft_tokens))
-        return Step(tuple(chunks), tuple(preempted))
+        return Step(tuple(chunks), tuple(preempted), cached_tokens)
 
     def finish(self, request: Request) -> None:
         """Takes a request that has its answer out and its blocks back."""
         self._running.remove(request)
-        self._pool.release(request.blocks)
+        self._usual_new_tokens += RECENT * (len(request.new_token_ids) - self._usual_new_tokens)
+        self._leave(request)
 
     def _make_room(self, request: Request, num_tokens: int) -> list[Request]:
         """Blocks for `num_tokens` tokens of a running request; the newest are preempted for it, at last it itself."""
         preempted = []
         while not self._pool.grow(request.blocks, num_tokens):
             newest = self._running.pop()
-            self._pool.release(newest.blocks)
-            newest.computed = 0
+            self._leave(newest)
             newest.preemptions += 1
             self._waiting.appendleft(newest)
             preempted.append(newest)
@@ -151,12 +162,47 @@ class Scheduler:
                 self._pool.grow(request.blocks, num_tokens)
                 chunks[index] = replace(chunks[index], draft=draft)
 
-    def _can_admit(self) -> bool:
-        """The next waiting request fits, and every running one keeps a free block to grow into."""
+    def _admits(self) -> bool:
+        """Whether the next waiting request fits beside the growth of all; if so, it has its blocks, and those it found
+        in the cache are computed. Alone it need only fit for now."""
         if not self._waiting or len(self._running) >= self._max_batch_size:
             return False
-        wanted = self._pool.blocks_for(self._waiting[0].num_tokens)
-        return wanted + len(self._running) <= self._pool.num_free
+        request = self._waiting[0]
+        if request.keys:  # the last known token is computed in any case: its logits are wanted
+            most = (request.num_tokens - 1) // self._pool.block_size
+            request.blocks = self._pool.share(request.keys.first(most, request.new_token_ids))
+        to_come = sum(max(1, self._still_expected(running)) for running in self._running)
+        if self._running and self._still_expected(request) + to_come > self._pool.num_free:
+            self._pool.release(request.blocks)
+            return False
+        request.computed = len(request.blocks) * self._pool.block_size
+        request.published = len(request.blocks)
+        if not self._pool.grow(request.blocks, request.num_tokens):
+            self._leave(request)
+            return False
+        return True
+
+    def _still_expected(self, request: Request) -> int:
+        """Blocks that a request does not have yet, for its known tokens and for what it will probably write."""
+        expected = request.expected_new_tokens
+        answer = round(self._usual_new_tokens) if expected is None else expected
+        length = len(request.prompt.token_ids_T) + min(answer, request.max_new_tokens)
+        return self._pool.blocks_for(max(length, request.num_tokens)) - len(request.blocks)
+
+    def _publish(self, request: Request) -> None:
+        """What earlier passes have written."""
+        full = request.computed // self._pool.block_size
+        if request.keys and full > request.published:
+            keys = request.keys.first(full, request.new_token_ids)
+            for place in range(request.published, full):
+                self._pool.publish(request.blocks[place], keys[place])
+            request.published = full
+
+    def _leave(self, request: Request) -> None:
+        """Gives all its blocks back; what is in them can be found until their room is needed."""
+        self._publish(request)
+        self._pool.release(request.blocks)
+        request.computed = request.published = 0
 
 
 def _take_chunk(request: Request, end: int) -> Chunk:

@@ -10,6 +10,7 @@ from tiny import Pair, random_pair, random_prompt
 
 from model.drafts import MAX_LENGTH, Drafter, Pointer, drafter, share_budget
 from model.request import Completion, Prompt
+from model.scheduler import Scheduler
 
 NEWLINE = 1000  # stands for a token that writes no word
 
@@ -131,12 +132,13 @@ def test_answers_are_the_same_with_drafts_as_without(pair, kind, sampling):
 
 
 @pytest.mark.parametrize("kind", DRAFTS)
-def test_preempted_requests_go_on_with_their_drafts(pair, kind):
+def test_preempted_requests_go_on_with_their_drafts(pair, kind, monkeypatch):
     rng = np.random.default_rng(32)
     prompts = mixed_prompts(rng, mixed_contents(rng))
     expected = run(make_engine(pair), prompts)
     largest = max(len(prompt.token_ids_T) + prompt.sampling.max_new_tokens for prompt in prompts)
     engine = make_engine(pair, kv_cache_tokens=largest + 8, block_size=1, max_step_tokens=30)
+    monkeypatch.setattr(Scheduler, "_still_expected", lambda *_: 0)  # nobody waits for the room that answers will need
     assert tokens(run(engine, with_drafts(prompts, expected, kind))) == tokens(expected)
     assert engine.stats.preemptions > 0
 

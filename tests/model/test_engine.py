@@ -35,9 +35,8 @@ class Numbers:
 
 
 def make_engine(pair: Pair, **options) -> Engine:
-    return Engine(
-        pair.ours, Numbers(), EngineOptions(**{"kv_cache_tokens": 4096, "block_size": 4} | options), frozenset([STOP])
-    )
+    defaults = {"kv_cache_tokens": 4096, "block_size": 4, "prefix_cache": False}
+    return Engine(pair.ours, Numbers(), EngineOptions(**defaults | options), frozenset([STOP]))
 
 
 def run(engine: Engine, prompts: Sequence[Prompt]) -> list[Completion]:

@@ -5,8 +5,9 @@ import pytest
 import torch
 from tiny import Pair, random_pair, random_prompt
 
+from model.grids import placed_grids
 from model.request import Frames, Prompt
-from model.runner import Sight, placed_grids, rehearse
+from model.runner import Sight, rehearse
 from model.scheduler import Chunk, Request
 
 
