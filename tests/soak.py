@@ -4,7 +4,7 @@ A Ray cluster of two nodes in this process runs parse and index jobs on generate
 its own. SIGKILL goes, at random moments, to the driver (also before or after any of its writes), to the actors that
 look, decode, read, keep the ledger and write, to a rank of an engine that is spread over two, and to a whole node. A
 dead driver is started again until its job is done. Then the tables must be, row for row, those of a run that nobody
-disturbed, and the audit of documents must find nothing. The seed decides everything but Ray's own timing.
+disturbed, and the audit must find nothing. The seed decides everything but Ray's own timing.
 """
 
 import argparse
@@ -140,9 +140,8 @@ class Soak:
             pass
         for table, rows in tables_of(JOBS[name].kind, output).items():
             assert rows.equals(undisturbed.tables[table]), f"{output}: {table} differ from those of an undisturbed run"
-        if JOBS[name].kind == "documents":  # the audit does not know videos
-            differences = audit(Store(), str(output)).differences
-            assert not differences, f"{output}: {differences}"
+        differences = audit(Store(), str(output)).differences
+        assert not differences, f"{output}: {differences}"
         print(f"{output.name}: the tables are right, after {time.monotonic() - began:.0f} s", flush=True)
 
     def _run_undisturbed(self, name: str) -> Undisturbed:
