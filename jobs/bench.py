@@ -3,6 +3,7 @@
 python -m jobs.bench engine      the engine beside transformers' static generate (and vLLM with --vllm FOLDER)
 python -m jobs.bench drafts      with and without drafts from the text layer, by kind of page
 python -m jobs.bench decode      pages and frames decoded, beside bare pypdfium2 and PyAV
+python -m jobs.bench pipeline    the whole pipeline on Ray, beside the bare engine fed from memory
 python -m jobs.bench roofline    a random network's measured steps beside the floor of the hardware
 """
 
@@ -22,7 +23,7 @@ import torch
 from numpy.typing import NDArray
 from transformers.utils.logging import disable_progress_bar
 
-from jobs import bench_decode, bench_roofline
+from jobs import bench_decode, bench_pipeline, bench_roofline
 from jobs.bench_peers import Took, least, vllm_python, with_transformers, with_vllm
 from jobs.demo_checkpoint import initialise
 from jobs.samples import LADDER, PLAIN_LADDER, READABLE, make_page, render, render_batch, write_pdf
@@ -205,6 +206,11 @@ def run_decode(options: argparse.Namespace) -> None:
     bench_decode.run(options)
 
 
+def run_pipeline(options: argparse.Namespace) -> None:
+    print(machine("cpu"))
+    bench_pipeline.compare(options)
+
+
 def run_roofline(options: argparse.Namespace) -> None:
     print(machine(options.device))
     bench_roofline.run(options)
@@ -245,6 +251,9 @@ def main() -> None:
     decode = commands.add_parser("decode", help="pages and frames beside bare pypdfium2 and PyAV")
     bench_decode.add_arguments(decode)
     decode.set_defaults(run=run_decode, threads=1)
+    pipeline = commands.add_parser("pipeline", help="the whole pipeline on Ray beside the bare engine")
+    bench_pipeline.add_arguments(pipeline)
+    pipeline.set_defaults(run=run_pipeline, threads=1)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     disable_progress_bar()
