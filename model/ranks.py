@@ -153,9 +153,13 @@ def _watch(links: Sequence[Connection], processes: Sequence[subprocess.Popen[byt
         return
     rank = 1 + [*links].index(ended)  # type: ignore[arg-type]
     status = processes[rank - 1].wait(SECONDS_TO_STOP)
-    logger.critical("rank %d of %d ended with status %d: its replica ends with it", rank, len(links) + 1, status)
+    _say_ended(rank, len(links) + 1, status)
     logging.shutdown()
     os._exit(1)
+
+
+def _say_ended(rank: int, size: int, status: int) -> None:
+    logger.critical("rank %d of %d ended with status %d: its replica ends with it", rank, size, status)
 
 
 def _close(
@@ -164,9 +168,13 @@ def _close(
     closed: threading.Event,
     folder: tempfile.TemporaryDirectory[str],
 ) -> None:
-    """Ends the children, by force where they do not listen."""
+    """Ends the children, by force where they do not listen. One that has ended by itself is the reason for this end: a
+    step that could not go on without it may have noticed before the watch did."""
     closed.set()
     folder.cleanup()
+    for rank, process in enumerate(processes, start=1):
+        if status := process.poll():
+            _say_ended(rank, len(links) + 1, status)
     for link, process in zip(links, processes, strict=True):
         try:
             link.send(STOP)
