@@ -12,7 +12,7 @@ from jobs.cluster import connected
 from jobs.samples import PLAIN_LADDER, make_page, write_pdf
 from model.request import Prompt
 from pipeline.decode import Decoder
-from pipeline.flow import Setup, cluster, decode_options, engine_loader, missing_units, prepare, run
+from pipeline.flow import Setup, cluster, decode_options, engine_loader, prepare, run
 from pipeline.job import ParseJob
 from pipeline.resources import Resources, allocate
 from pipeline.rows import DecodedUnit
@@ -68,6 +68,5 @@ def _prompts(setup: Setup, resources: Resources) -> list[Prompt]:
     survey = setup.books.survey()
     assert survey is not None
     decoder = Decoder(decode_options(setup, resources))
-    units = missing_units(setup.books, survey, setup.books.sealed(0))
-    decoded = (DecodedUnit.from_row(decoder(row)) for row in units.to_pylist())
+    decoded = (DecodedUnit.from_row(decoder(row)) for row in setup.books.all_units(survey).to_pylist())
     return [prompt for unit in decoded for piece in unit.pieces for prompt in piece.prompts]

@@ -18,7 +18,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from jobs.bench import until_stop
 from jobs.bench_peers import transformers_reader
-from jobs.event_scores import EventScores, as_sampled, score_events
+from jobs.event_scores import MICROSECONDS, EventScores, as_sampled, score_events, told_event
 from jobs.sample_videos import SampleEvent, answer_for, clip_window, disturb, is_clear, make_clip, pairs_of
 from jobs.samples import READABLE, Difficulty, render_batch
 from model.engine import Engine, EngineOptions, read_stop_token_ids
@@ -31,7 +31,6 @@ SEED = 20_000  # no training run draws from it
 CLIP_SIZE = (160, 96)
 CLIP_SECONDS = 16.0
 FPS = 2.0
-MICROSECONDS = 1_000_000
 BATCH_SIZE = 32
 
 
@@ -196,10 +195,7 @@ def clip_question(processor: Processor, rng: np.random.Generator, number: int) -
 
 def clip_scores(question: ClipQuestion, answer: Completion) -> EventScores:
     parsed = parse_events(answer.text, question.span, finish_reason=answer.finish_reason)
-    told = [
-        SampleEvent(event.start_us / MICROSECONDS, event.end_us / MICROSECONDS, event.description)
-        for event in parsed.events
-    ]
+    told = [told_event(event.start_us, event.end_us, event.description) for event in parsed.events]
     return score_events(told, question.truth, pair_seconds=2 / FPS)
 
 

@@ -25,9 +25,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from jobs.cluster import connected
-from jobs.event_scores import MICROSECONDS, EventScores, as_sampled, score_events
+from jobs.event_scores import MICROSECONDS, EventScores, as_sampled, score_events, told_event
 from jobs.oracle import OracleLoader
-from jobs.sample_videos import SampleClip, SampleEvent, make_clip, pairs_of, write_video
+from jobs.sample_videos import SampleClip, make_clip, pairs_of, write_video
 from pipeline.books import Books
 from pipeline.flow import cluster, prepare, run
 from pipeline.job import IndexJob
@@ -169,7 +169,11 @@ def evaluate(output: Path, clips: Mapping[str, SampleClip], *, fps: float) -> Ev
     exact, sampled, crossing = EventScores(), EventScores(), 0
     for video in tables["videos"]:
         clip = clips[video["filename"]]
-        told = [_told(event) for event in tables["events"] if event["video_id"] == video["video_id"]]
+        told = [
+            told_event(event["start_us"], event["end_us"], event["description"])
+            for event in tables["events"]
+            if event["video_id"] == video["video_id"]
+        ]
         times = [number / fps for number in range(round(clip.seconds * fps))]
         exact += score_events(told, clip.events, pair_seconds=2 / fps)
         sampled += score_events(told, as_sampled(clip.events, pairs_of(times)), pair_seconds=2 / fps)
@@ -179,22 +183,21 @@ def evaluate(output: Path, clips: Mapping[str, SampleClip], *, fps: float) -> Ev
     return Evaluation(exact, sampled, hours, len(tables["windows"]), crossing)
 
 
-def _told(row: Mapping[str, object]) -> SampleEvent:
-    start_us, end_us, description = row["start_us"], row["end_us"], row["description"]
-    assert isinstance(start_us, int)
-    assert isinstance(end_us, int)
-    return SampleEvent(start_us / MICROSECONDS, end_us / MICROSECONDS, str(description))
-
-
 def differing_tables(first: Path, second: Path) -> list[str]:
     """The tables that are not equal row for row, with the columns that differ; timings are no part of an index."""
     differing = []
     for name in ("videos", "windows", "events", "chapters"):
         one, other = (_without_timings(pq.read_table(folder / name)) for folder in (first, second))
         if not one.equals(other):
-            columns = [c for c in one.column_names if not one[c].equals(other[c])] if len(one) == len(other) else []
-            differing.append(f"{name} ({', '.join(columns) or f'{len(one)} and {len(other)} rows'})")
+            differing.append(f"{name} ({difference(one, other)})")
     return differing
+
+
+def difference(one: pa.Table, other: pa.Table) -> str:
+    """What sets two tables of one schema apart: the columns that differ, or their numbers of rows."""
+    if len(one) != len(other):
+        return f"{len(one)} and {len(other)} rows"
+    return ", ".join(name for name in one.column_names if not one[name].equals(other[name]))
 
 
 def _without_timings(table: pa.Table) -> pa.Table:

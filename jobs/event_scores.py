@@ -61,9 +61,11 @@ def score_events(
 
 def told_events(events: Iterable[Event]) -> list[SampleEvent]:
     """Events of an index, in seconds."""
-    return [
-        SampleEvent(event.start_us / MICROSECONDS, event.end_us / MICROSECONDS, event.description) for event in events
-    ]
+    return [told_event(event.start_us, event.end_us, event.description) for event in events]
+
+
+def told_event(start_us: int, end_us: int, description: str) -> SampleEvent:
+    return SampleEvent(start_us / MICROSECONDS, end_us / MICROSECONDS, description)
 
 
 def as_sampled(truth: Iterable[SampleEvent], pair_seconds: Sequence[tuple[float, float]]) -> list[SampleEvent]:
@@ -74,7 +76,7 @@ def as_sampled(truth: Iterable[SampleEvent], pair_seconds: Sequence[tuple[float,
     """
     sampled = []
     for event in truth:
-        shown = [index for index, pair in enumerate(pair_seconds) if any(map(event.is_seen, pair))]
+        shown = event.shown_in(pair_seconds)
         if shown:
             start = pair_seconds[shown[0]][0]
             end = event.end_seconds if shown[-1] == len(pair_seconds) - 1 else pair_seconds[shown[-1]][1]

@@ -9,24 +9,11 @@ from dataclasses import dataclass, field, replace
 
 from jobs.sample_videos import SampleClip, answer_for, pairs_of
 from model.processor import Processor
-from model.request import Completion, Prompt
+from model.request import Completion, EngineStats, Prompt
 from pipeline.job import resolve_model
 
 _KEY = re.compile(r"([0-9a-f]+)#(\d+)/1")  # of a prompt about a window: the video and the window's number
 _TIME = re.compile(r"<([0-9.]+) seconds>")
-
-
-@dataclass(frozen=True, slots=True)
-class OracleStats:
-    """As the engine's own."""
-
-    max_batch_size: int
-    steps: int = 0
-    running_sum: int = 0
-
-    @property
-    def occupancy(self) -> float:
-        return self.running_sum / (self.steps * self.max_batch_size) if self.steps else 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,7 +34,7 @@ class Oracle:
     """Answers every prompt in the next step. Window n begins at (n - 1) * step_us, its k-th frame k / fps later."""
 
     truth: OracleLoader
-    stats: OracleStats = field(default_factory=lambda: OracleStats(8))
+    stats: EngineStats = field(default_factory=lambda: EngineStats(max_batch_size=8))
     _waiting: list[Prompt] = field(default_factory=list)
     _processor: Processor = field(init=False)
 

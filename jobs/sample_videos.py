@@ -69,6 +69,10 @@ class SampleEvent:
     def is_seen(self, seconds: float) -> bool:
         return self.start_seconds <= seconds < self.end_seconds
 
+    def shown_in(self, pair_seconds: Sequence[tuple[float, float]]) -> list[int]:
+        """The indexes of the frame pairs of which at least one frame shows it."""
+        return [index for index, pair in enumerate(pair_seconds) if any(map(self.is_seen, pair))]
+
 
 @dataclass(frozen=True, slots=True)
 class MovingShape:
@@ -366,10 +370,7 @@ def answer_for(clip: SampleClip, pair_seconds: Sequence[tuple[float, float]], or
 
 def shown_events(clip: SampleClip, pair_seconds: Sequence[tuple[float, float]]) -> list[tuple[SampleEvent, list[int]]]:
     """The events that these frame pairs show, in the order of the answer, each with the indexes of its pairs."""
-    found = [
-        (event, [index for index, pair in enumerate(pair_seconds) if any(map(event.is_seen, pair))])
-        for event in clip.events
-    ]
+    found = [(event, event.shown_in(pair_seconds)) for event in clip.events]
     return sorted(
         ((event, shown) for event, shown in found if shown), key=lambda item: (item[1][0], item[0].description)
     )

@@ -118,7 +118,7 @@ class Assistant:
         self.is_filled.clear()
 
 
-def assist(folder: str, assistant: Assistant, rung: "Synchronized[int]", queue: "Queue[Produced]") -> None:
+def assist(folder: str, assistant: Assistant, queue: "Queue[Produced]") -> None:
     """The assistant's process."""
     torch.set_num_threads(1)
     trainer = os.getppid()
@@ -190,14 +190,14 @@ class Trainer:
                 optimizer.load_state_dict(kept)
             self.progress = Progress(**state["progress"])
 
-    def start_assistants(self, count: int, rung: "Synchronized[int]", queue: "Queue[Produced]") -> None:
+    def start_assistants(self, count: int, queue: "Queue[Produced]") -> None:
         context = multiprocessing.get_context("spawn")
         parameters = list(self._everything.share_memory().parameters())
         for _ in range(count):
             gradients = [torch.zeros_like(parameter).share_memory_() for parameter in parameters]
             weights = [parameter.detach() for parameter in parameters]
             assistant = Assistant(weights, gradients, context.Event())
-            context.Process(target=assist, args=(str(self.checkpoint), assistant, rung, queue), daemon=True).start()
+            context.Process(target=assist, args=(str(self.checkpoint), assistant, queue), daemon=True).start()
             self._assistants.append(assistant)
 
     def learn(self, produced: Produced, learning_rate: float) -> dict[str, float]:
@@ -263,7 +263,7 @@ def train(work: Path, *, minutes: float, tower_minutes: float, assistants: int, 
     is_tower_alone = before < 60 * tower_minutes
     rung, queue = context.Value("i", ONLY_TOWER if is_tower_alone else progress.rung), context.Queue(maxsize=24)
     context.Process(target=produce, args=(str(trainer.checkpoint), rung, queue, 0, budget), daemon=True).start()
-    trainer.start_assistants(assistants, rung, queue)
+    trainer.start_assistants(assistants, queue)
     started = saved = time.monotonic()
     kept: dict[str, list[float]] = {}
     examined: deque[TrainingBatch] = deque(maxlen=8)

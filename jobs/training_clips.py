@@ -40,22 +40,22 @@ def looks(clip: SampleClip, pair_seconds: Sequence[Pair], answer: str) -> dict[i
             found |= {cursor + digit: Look(pair, x, y, pair, digit) for digit in range(len(text))}
         whole = [index for index in shown if all(map(event.is_seen, pair_seconds[index]))]
         pair = (whole or shown)[0]
-        cursor = answer.index(event.description.replace('"', '\\"'), cursor)
-        found |= _looks_of_description(clip, event, pair, pair_seconds[pair], answer, cursor)
+        written = json.dumps(event.description)[1:-1]
+        cursor = answer.index(written, cursor)
+        middle = Look(pair, *_middle(clip, event, pair_seconds[pair]))
+        found |= _looks_of_description(clip, event, middle, written, cursor)
     return found
 
 
 def _looks_of_description(
-    clip: SampleClip, event: SampleEvent, pair: int, seconds: Pair, answer: str, start: int
+    clip: SampleClip, event: SampleEvent, middle: Look, written: str, start: int
 ) -> dict[int, Look]:
-    x, y = _middle(clip, event, seconds)
-    end = start + len(event.description.replace('"', '\\"'))
-    found = {index: Look(pair, x, y) for index in range(start, end)}
-    opening = answer.find('\\"', start, end)
-    cursor = opening + 2
+    """`written`: the description as the answer has it, from its character `start` on; of a card letter by letter."""
+    found = {start + index: middle for index in range(len(written))}
+    cursor = written.find('\\"') + 2
     for glyph in () if _shape_of(clip, event) else clip.scene(event.start_seconds).glyphs:
-        cursor = answer.index(glyph.character, cursor)
-        found[cursor] = Look(pair, glyph.x, glyph.y)
+        cursor = written.index(glyph.character, cursor)
+        found[start + cursor] = Look(middle.pair, glyph.x, glyph.y)
         cursor += 1
     return found
 

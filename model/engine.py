@@ -27,7 +27,7 @@ from model.prefix import BlockKeys
 from model.processor import checkpoint_folder, read_tokenizer
 from model.qwen3_vl import Qwen3VL
 from model.ranks import Followers, Leader, rank_device
-from model.request import Completion, FinishReason, Prompt
+from model.request import Completion, EngineStats, FinishReason, Prompt
 from model.runner import Runner, SampledToken, rehearse
 from model.scheduler import Chunk, Request, Scheduler
 from model.weights import ExpertLayout, Quantization, from_pretrained
@@ -92,29 +92,6 @@ class ThinkTokenIds(NamedTuple):
 
     open: int
     close: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EngineStats:
-    """Sums since the engine was made."""
-
-    max_batch_size: int
-    steps: int = 0
-    running_sum: int = 0  # requests at work, summed over the steps
-    prompt_tokens: int = 0  # of the requests that were started
-    cached_tokens: int = 0  # of prompts, and of answers that were preempted: found in the cache
-    computed_tokens: int = 0  # prompts and answers; what is computed again and what is drafted count too
-    new_tokens: int = 0
-    drafted_tokens: int = 0
-    accepted_tokens: int = 0
-    completions: int = 0
-    preemptions: int = 0
-    seconds: float = 0.0  # spent in steps
-
-    @property
-    def occupancy(self) -> float:
-        """The mean share of the batch that was in use, 0 to 1."""
-        return self.running_sum / (self.steps * self.max_batch_size) if self.steps else 0.0
 
 
 class Engine:

@@ -4,6 +4,7 @@ The key of a block is a hash of the key before it, its tokens with their positio
 touches: all pages have the same tokens where their images are. (vLLM's automatic prefix caching does the same.)
 """
 
+from bisect import bisect_right
 from collections.abc import Sequence
 from hashlib import sha256
 
@@ -19,6 +20,7 @@ class BlockKeys:
     def __init__(self, prompt: Prompt, places: Sequence[PlacedGrid], block_size: int) -> None:
         self._prompt = prompt
         self._places = places
+        self._ends = [place.end for place in places]
         self._block_size = block_size
         self._contents: dict[int, bytes] = {}  # of the images, by their number
         self._keys: list[bytes] = []
@@ -39,9 +41,10 @@ class BlockKeys:
         if end > length:  # positions count up behind the prompt
             new_ids = new_token_ids[max(start - length, 0) : end - length]
             key.update(np.array([self._prompt.next_position, *new_ids], dtype=np.int64).tobytes())
-        for number, place in enumerate(self._places):
-            if place.start < end and place.end > start:
-                key.update(self._content(number, place))
+        number = bisect_right(self._ends, start)  # a long video has thousands of them, and as many blocks
+        while number < len(self._places) and self._places[number].start < end:
+            key.update(self._content(number, self._places[number]))
+            number += 1
         return key.digest()
 
     def _content(self, number: int, place: PlacedGrid) -> bytes:

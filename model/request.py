@@ -105,6 +105,29 @@ class Completion:
     reasoning: str = ""  # what a thinking model wrote before its answer; no part of `text`
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineStats:
+    """What an engine did: sums since it was made."""
+
+    max_batch_size: int
+    steps: int = 0
+    running_sum: int = 0  # requests at work, summed over the steps
+    prompt_tokens: int = 0  # of the requests that were started
+    cached_tokens: int = 0  # of prompts, and of answers that were preempted: found in the cache
+    computed_tokens: int = 0  # prompts and answers; what is computed again and what is drafted count too
+    new_tokens: int = 0
+    drafted_tokens: int = 0
+    accepted_tokens: int = 0
+    completions: int = 0
+    preemptions: int = 0
+    seconds: float = 0.0  # spent in steps
+
+    @property
+    def occupancy(self) -> float:
+        """The mean share of the batch that was in use, 0 to 1."""
+        return self.running_sum / (self.steps * self.max_batch_size) if self.steps else 0.0
+
+
 def resumed_prompt(prompt: Prompt, token_ids: tuple[int, ...], sampling: Sampling) -> Prompt:
     """`prompt` with the beginning of its answer: what comes back is the rest."""
     count = len(token_ids)

@@ -44,7 +44,7 @@ def audit(store: Store, output: str) -> Recount:
     if survey is None:
         return Recount(differences=(f"there is no job in {output}, or its survey is not finished",))
     kind = kind_of(books.record())
-    units = pa.concat_tables(books.survey_units(survey, shard) for shard in range(survey.shards))
+    units = books.all_units(survey)
     sealed, seal_faults = _read_seals(books)
     part_faults = list(_check_parts(books, kind, units, sealed))
     counted = Recount(

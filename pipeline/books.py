@@ -149,6 +149,10 @@ class Books:
     def survey_units(self, survey: FrozenSurvey, shard: int) -> pa.Table:
         return self._read_table(self._shard_uri(survey.folder, "units", shard))
 
+    def all_units(self, survey: FrozenSurvey) -> pa.Table:
+        """Those of every shard, in order."""
+        return pa.concat_tables(self.survey_units(survey, shard) for shard in range(survey.shards))
+
     def parts(self, epoch: int) -> list[str]:
         """The parts that lie in an epoch now, whether they will count or not."""
         folder = self._uri("parts", _name(epoch))

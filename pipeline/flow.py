@@ -185,7 +185,7 @@ def find_survey(setup: Setup, resources: Resources, stream: TextIO) -> FrozenSur
 
 def missing_units(books: Books, survey: FrozenSurvey, sealed: pa.Table) -> pa.Table:
     """The units of the survey that have no rows yet, in its order."""
-    units = pa.concat_tables(books.survey_units(survey, shard) for shard in range(survey.shards))
+    units = books.all_units(survey)
     return units.filter(pc.invert(pc.is_in(units["unit_id"], value_set=sealed["unit_id"].combine_chunks())))
 
 

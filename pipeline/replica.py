@@ -15,7 +15,7 @@ from typing import Protocol
 
 import ray
 
-from model.request import Completion, Prompt, resumed_completion, resumed_prompt
+from model.request import Completion, EngineStats, Prompt, resumed_completion, resumed_prompt
 from pipeline.job import resolve_model
 from pipeline.records import ErrorCode, Failure, Stage
 from pipeline.rows import AnsweredPiece, AnsweredUnit, DecodedPiece, DecodedUnit, ReplicaLoad, Row
@@ -26,13 +26,6 @@ logger = logging.getLogger(__name__)
 STDERR = 2  # the descriptor, whatever has become of sys.stderr
 MAX_RESUMES = 2  # of one answer that fell into loops
 RESUME_TEMPERATURE = 0.3  # times the number of the try: the setting that led into the loop is not asked again
-
-
-class EngineStats(Protocol):
-    @property
-    def steps(self) -> int: ...
-    @property
-    def occupancy(self) -> float: ...
 
 
 class Engine(Protocol):

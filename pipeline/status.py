@@ -31,7 +31,7 @@ def job_status(books: Books) -> JobStatus:
     survey, newest, kind = books.survey(), books.newest_epoch(), kind_of(books.record())
     if survey is None or newest is None:
         return JobStatus(survey, 0 if newest is None else newest + 1, finished=False, kind=kind)
-    units = pa.concat_tables(books.survey_units(survey, shard) for shard in range(survey.shards))
+    units = books.all_units(survey)
     outcomes = _count(books, kind, newest, units)
     pieces, failed = Counter[str](), Counter[str]()
     for (status, code), count in outcomes.items():

@@ -11,22 +11,11 @@ from pathlib import Path
 import numpy as np
 import psutil
 
-from model.request import Completion, Prompt
+from model.request import Completion, EngineStats, Prompt
 from pipeline.native import read_asset_pieces
 from pipeline.replica import Engine, EngineLoader
 from pipeline.sandbox import Sandbox
 from pipeline.suspects import Ledger, Verdict
-
-
-@dataclass(frozen=True)
-class FakeStats:
-    max_batch_size: int
-    steps: int = 0
-    running_sum: int = 0
-
-    @property
-    def occupancy(self) -> float:
-        return self.running_sum / (self.steps * self.max_batch_size) if self.steps else 0.0
 
 
 class FakeEngine:
@@ -55,7 +44,7 @@ class FakeEngine:
         self._refuses = refuses
         self._kills = kills
         self._hangs = hangs
-        self.stats = FakeStats(max_batch_size)
+        self.stats = EngineStats(max_batch_size=max_batch_size)
 
     @property
     def has_work(self) -> bool:

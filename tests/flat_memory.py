@@ -11,7 +11,6 @@ in the object store. Ends with 1 when a bound is broken.
 import argparse
 import json
 import multiprocessing
-import os
 import shutil
 import sys
 import tempfile
@@ -34,6 +33,7 @@ from reportlab.pdfgen.canvas import Canvas
 from pipeline.close import SHARD_MEMORY_BYTES
 from pipeline.resources import PARENT_BYTES
 from tests.drive import SMALL, logged
+from tests.grid import ray_folder
 from tests.line_chart import line_chart
 
 DEMO = Path(__file__).parents[1] / "model" / "demo"
@@ -127,13 +127,10 @@ def model_with_large_pages(folder: Path) -> Path:
 @contextmanager
 def one_node() -> Iterator[tuple[str, Path]]:
     """The address of a Ray on this machine, to which this process is connected, and the folder of its files."""
-    with tempfile.TemporaryDirectory(prefix="ray", dir="/tmp", ignore_cleanup_errors=True) as folder:
-        os.environ |= {"RAY_TMPDIR": folder, "RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"}
-        os.environ |= {"RAY_worker_niceness": "0"}
-        os.environ.pop("RAY_ADDRESS", None)
+    with ray_folder() as folder:
         options = {"num_cpus": 8, "object_store_memory": STORE_BYTES, "include_dashboard": False}
         try:
-            yield ray.init(address="local", log_to_driver=False, **options).address_info["gcs_address"], Path(folder)
+            yield ray.init(address="local", log_to_driver=False, **options).address_info["gcs_address"], folder
         finally:
             ray.shutdown()
 

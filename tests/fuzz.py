@@ -15,7 +15,7 @@ import time
 from collections import Counter
 from collections.abc import Collection, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
 
@@ -215,8 +215,7 @@ def fuzz_answers(count: int, seed: int) -> Counter[str]:
 
 
 def _facts(page_no: int) -> PageFacts:
-    facts = PageFacts(page_no, "", 100, 100, 0, 64, 64, ((0, 0, 1, 1),), (), 0.1, 0.1, False, (), 1.0)
-    return replace(facts)
+    return PageFacts(page_no, "", 100, 100, 0, 64, 64, ((0, 0, 1, 1),), (), 0.1, 0.1, False, (), 1.0)
 
 
 def main() -> None:

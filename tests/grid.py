@@ -6,6 +6,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -52,12 +53,19 @@ class Grid:
 
 
 @contextmanager
-def grid() -> Iterator[Grid]:
+def ray_folder() -> Iterator[Path]:
+    """A new folder for the files of a Ray of our own, which this process will start."""
     with tempfile.TemporaryDirectory(prefix="ray", dir="/tmp", ignore_cleanup_errors=True) as folder:
         os.makedirs(os.path.join(folder, "ray"))
         os.environ |= {"RAY_TMPDIR": folder, "RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"}
         os.environ |= {"RAY_worker_niceness": "0"}  # on a busy machine they would come last; Ray spells it so
         os.environ.pop("RAY_ADDRESS", None)
+        yield Path(folder)
+
+
+@contextmanager
+def grid() -> Iterator[Grid]:
+    with ray_folder():
         cluster = Cluster(initialize_head=True, head_node_args=NODE | {"include_dashboard": False})
         try:
             found = Grid(cluster)

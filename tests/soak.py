@@ -24,6 +24,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from reportlab.pdfgen.canvas import Canvas
 
+from jobs.evaluate_events import difference
 from pipeline.audit import audit
 from pipeline.store import Store
 from tests.drive import Death, logged
@@ -139,7 +140,10 @@ class Soak:
         while self._run_driver(name, output, undisturbed, last - self.killed.total()) != 0:
             pass
         for table, rows in tables_of(JOBS[name].kind, output).items():
-            assert rows.equals(undisturbed.tables[table]), f"{output}: {table} differ from those of an undisturbed run"
+            expected = undisturbed.tables[table]
+            assert rows.equals(expected), (
+                f"{output}: {table} differ from those of an undisturbed run: {difference(rows, expected)}"
+            )
         differences = audit(Store(), str(output)).differences
         assert not differences, f"{output}: {differences}"
         print(f"{output.name}: the tables are right, after {time.monotonic() - began:.0f} s", flush=True)

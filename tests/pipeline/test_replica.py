@@ -10,11 +10,11 @@ from pathlib import Path
 
 import numpy as np
 
-from model.request import Completion, Prompt
+from model.request import Completion, EngineStats, Prompt
 from pipeline.records import Failure, Unit
 from pipeline.replica import MAX_RESUMES, Engine, EngineThread, Replica
 from pipeline.rows import AnsweredUnit, DecodedPiece, DecodedUnit, Row
-from tests.fakes import DirectLedger, FakeLoader, FakeStats
+from tests.fakes import DirectLedger, FakeLoader
 from tests.pipeline.test_rows import facts, prompt
 
 ROOT = Path(__file__).parents[2]
@@ -128,7 +128,7 @@ class LoopingEngine:
         self._loops = loops
         self._prompt: Prompt | None = None
         self.asked: list[Prompt] = []
-        self.stats = FakeStats(1)
+        self.stats = EngineStats(max_batch_size=1)
 
     @property
     def has_work(self) -> bool:
