@@ -1,10 +1,14 @@
 """Pass 1: every input is opened once and cheaply, and cut into units. What it finds is frozen, and is also the plan."""
 
+import itertools
 import json
+from array import array
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict
+from tempfile import NamedTemporaryFile
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from ray.data import ActorPoolStrategy
@@ -67,20 +71,30 @@ UNITS = pa.schema(
 
 
 def listing_table(listed: Iterable[Asset | tuple[Asset, Failure]]) -> pa.Table:
-    """The inputs in the shape of ASSETS, in the order of the listing; an object listed twice counts once."""
-    seen: set[str] = set()
-    tables: list[pa.Table] = []
-    rows: list[dict[str, Any]] = []  # few at a time: a million of them would take gigabytes
-    for entry in listed:
-        asset, failure = entry if isinstance(entry, tuple) else (entry, None)
-        if asset.asset_id in seen:
-            continue
-        rows.append(asset_row(len(seen), asset, failure))
-        seen.add(asset.asset_id)
-        if len(rows) == ROWS_AT_ONCE:
-            tables.append(pa.Table.from_pylist(rows, schema=ASSETS))
-            rows = []
-    return pa.concat_tables([*tables, pa.Table.from_pylist(rows, schema=ASSETS)])
+    """The inputs in the shape of ASSETS, in the order of the listing; an object listed twice counts once.
+
+    The rows lie in a file that has no name any more and is mapped into memory, so that millions of them take nothing
+    that the machine could not have back.
+    """
+    rows = (
+        asset_row(order, *(entry if isinstance(entry, tuple) else (entry, None))) for order, entry in enumerate(listed)
+    )
+    seen = array("Q")  # of each id so much that two that agree are hardly ever different ones
+    with NamedTemporaryFile(prefix="listing") as file:
+        with pa.ipc.new_stream(file, ASSETS) as written:
+            while chunk := list(itertools.islice(rows, ROWS_AT_ONCE)):
+                written.write_table(pa.Table.from_pylist(chunk, schema=ASSETS))
+                seen.extend(int(row["asset_id"][:16], base=16) for row in chunk)
+        file.flush()
+        table = pa.ipc.open_stream(pa.memory_map(file.name)).read_all()
+    return table if len(np.unique(seen)) == len(table) else _first_of_each(table)
+
+
+def _first_of_each(table: pa.Table) -> pa.Table:
+    """Without the rows whose asset came before."""
+    first = table.select(["asset_id", "order"]).group_by("asset_id").aggregate([("order", "min")])["order_min"]
+    kept = table.filter(pc.is_in(table["order"], value_set=first.combine_chunks()))
+    return kept.set_column(0, ASSETS.field("order"), pa.array(range(len(kept)), pa.int64()))
 
 
 def open_assets(
@@ -96,7 +110,8 @@ def open_assets(
     yield listing.filter(pc.invert(is_listed))
     if not pc.any(is_listed).as_py():
         return
-    surveyed = stream(listing.filter(is_listed), rows_per_block=ASSETS_PER_BLOCK).map_batches(
+    opened = listing if pc.all(is_listed).as_py() else listing.filter(is_listed)  # a filter copies
+    surveyed = stream(opened, rows_per_block=ASSETS_PER_BLOCK).map_batches(
         Surveyor,
         fn_constructor_args=[store, options, resources.child_memory_bytes, seconds],
         batch_format="pyarrow",

@@ -2,9 +2,9 @@
 
 A Ray cluster of two nodes in this process runs parse and index jobs on generated inputs, each driver in a process of
 its own. SIGKILL goes, at random moments, to the driver (also before or after any of its writes), to the actors that
-look, decode, read, keep the ledger and write, to a rank of an engine that is spread over two, and to a whole node. A
-dead driver is started again until its job is done. Then the tables must be, row for row, those of a run that nobody
-disturbed, and the audit must find nothing. The seed decides everything but Ray's own timing.
+look, decode, read, keep the ledger and write, to a rank of an engine that is spread over two, and to a whole node: whoever died least
+comes next. A dead driver is started again until its job is done. Then the tables must be, row for row, those of a run
+that nobody disturbed, and the audit must find nothing. The seed decides everything but Ray's own timing.
 """
 
 import argparse
@@ -42,10 +42,11 @@ PROCESSES = {  # as they stand in a process's title or command
 TARGETS = ("driver", "write", "node", *PROCESSES)
 TABLES = {"documents": ("documents", "pages", "blocks"), "videos": ("videos", "windows", "events", "chapters")}
 VARYING = {"decode_ms", "queue_ms", "infer_ms", "attempts"}  # columns that tell of the clock and of deaths
-ENDS_ENGINES = ("replica", "rank", "node")
+ENDS_ENGINES = {"replica", "rank", "node"}
 # The page that is alone with the third engine that dies is convicted, as it should be: of each driver, no third.
 MAX_DEAD_ENGINES = 2
 MAX_SECONDS = 900.0  # of one driver: longer is a hang
+PATIENCE = 15.0  # seconds until a process is there that may die
 WRITES = 20  # about as many as a driver makes
 WRITE_SHARE = 0.2  # of the drivers are ended by one of theirs
 
@@ -117,7 +118,7 @@ class Soak:
     """Jobs under fire, one after the other."""
 
     def __init__(self, grid: Grid, work: Path, *, seed: int, inputs: int, targets: Sequence[str], share: float) -> None:
-        """`share` of the time of an undisturbed job passes at most between one kill and the next."""
+        """Who is to die is killed within `share` of the time of an undisturbed job."""
         self._grid = grid
         self._work = work
         self._random = random.Random(seed)
@@ -165,23 +166,38 @@ class Soak:
     def _run_driver(self, name: str, output: Path, undisturbed: Undisturbed, kills: int) -> int:
         """A driver until it ends, with at most so many kills, its own included. How it ended: 0 or by SIGKILL."""
         write = self._draw_write() if kills else None
-        targets = [each for each in self._targets if each != "write" and (each != "rank" or name == "ranks")]
+        targets = {each for each in self._targets if each != "write" and (each != "rank" or name == "ranks")}
         driver = self._start(name, undisturbed.inputs, output, write)
-        last, dead_engines, target = self.killed.total() + kills - bool(write), 0, ""
-        while driver.exitcode is None and self.killed.total() < last:
-            target, moment = self._random.choice(targets), self._random.random() * self._share * undisturbed.seconds
+        last, dead_engines, is_ours = self.killed.total() + kills - bool(write), 0, False
+        while driver.exitcode is None and self.killed.total() < last and targets:
+            # Whoever died least comes next; who is not there in time, not again with this driver.
+            target = min(sorted(targets), key=lambda each: (self.killed[each], self._random.random()))
+            moment = self._random.random() * self._share * undisturbed.seconds
+            if not self._await(target, driver):
+                targets.remove(target)
+                continue
             self._wait(driver, output, moment, may_go_on=True)
-            if driver.exitcode is None and (target not in ENDS_ENGINES or dead_engines < MAX_DEAD_ENGINES):
-                was_there = self._kill(target, driver)
-                dead_engines += was_there and target in ENDS_ENGINES
-                if was_there:
-                    self._tell(output, target, f"{moment:.1f} s after the last")
+            if driver.exitcode is None and self._kill(target, driver):
+                self._tell(output, target, f"{moment:.1f} s after it was seen")
+                is_ours = target == "driver"
+                dead_engines += target in ENDS_ENGINES
+                if dead_engines == MAX_DEAD_ENGINES:
+                    targets -= ENDS_ENGINES
         self._wait(driver, output, MAX_SECONDS)
         assert driver.exitcode in (0, -signal.SIGKILL), f"{output} ended with {driver.exitcode}: {_end(output)}"
-        if driver.exitcode and target != "driver":
+        if driver.exitcode and not is_ours:
             assert write, f"{output}: the driver was killed, and not by us"
             self._tell(output, "write", f"{write.when} number {write.number}")
         return driver.exitcode
+
+    def _await(self, target: str, driver: BaseProcess) -> bool:
+        """Whether there is such a process, now or soon."""
+        end = time.monotonic() + PATIENCE
+        while target in PROCESSES and not self._grid.processes(PROCESSES[target]):
+            if driver.exitcode is not None or time.monotonic() > end:
+                return False
+            time.sleep(0.05)
+        return True
 
     def _draw_write(self) -> Death | None:
         is_drawn = "write" in self._targets and self._random.random() < WRITE_SHARE
@@ -261,7 +277,9 @@ def main() -> None:
     parser.add_argument("--inputs", type=int, default=12, help="documents of a job; half as many videos")
     parser.add_argument("--kills-per-job", type=int, default=25)
     parser.add_argument("--targets", nargs="+", choices=TARGETS, default=TARGETS, help="who may die")
-    parser.add_argument("--share", type=float, default=0.06, help="of a job's time, at most, from kill to kill")
+    parser.add_argument(
+        "--share", type=float, default=0.06, help="of a job's time, at most, that a process lives on once it was chosen"
+    )
     soak(**vars(parser.parse_args()))
 
 

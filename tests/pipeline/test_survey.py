@@ -22,6 +22,8 @@ from pipeline.survey import (
     cut_units,
     listing_table,
 )
+from tests.decoding import in_fresh_process
+from tests.memory import resident
 from tests.pipeline.document_files import PdfPage, pdf_bytes, text
 
 BYTES_PER_TOKEN = 3072
@@ -92,6 +94,20 @@ def test_an_object_named_twice_is_one_input():
     table = listing_table([asset, (missing, failure), asset])
     assert table["uri"].to_pylist() == ["/in/a.pdf", "/in/b.pdf"]
     assert table["error_code"].to_pylist() == ["", "not_found"]
+
+
+def memory_of_a_listing(count: int) -> tuple[int, int]:
+    """Bytes of this process that no file holds, and of the table."""
+    assets = (Asset(f"s3://bucket/{number // 1000:04}/{number:09}.pdf", 1, "e" * 32) for number in range(count))
+    table = listing_table(assets)
+    return resident("RssAnon"), table.nbytes
+
+
+def test_a_listing_lies_in_a_file_and_not_in_memory():
+    few, few_bytes = in_fresh_process(memory_of_a_listing, 20_000)
+    many, many_bytes = in_fresh_process(memory_of_a_listing, 150_000)
+    assert many_bytes - few_bytes > 20 * 2**20
+    assert many - few < 0.5 * (many_bytes - few_bytes), f"{few} and {many} bytes"
 
 
 def survey_folder(folder: Path) -> list[dict[str, Any]]:
