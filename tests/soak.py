@@ -2,9 +2,10 @@
 
 A Ray cluster of two nodes in this process runs parse and index jobs on generated inputs, each driver in a process of
 its own. SIGKILL goes, at random moments, to the driver (also before or after any of its writes), to the actors that
-look, decode, read, keep the ledger and write, to a rank of an engine that is spread over two, and to a whole node: whoever died least
-comes next. A dead driver is started again until its job is done. Then the tables must be, row for row, those of a run
-that nobody disturbed, and the audit must find nothing. The seed decides everything but Ray's own timing.
+look, decode, read, keep the ledger and write, to a rank of an engine that is spread over two, and to a whole node:
+whoever died least comes next. A dead driver is started again until its job is done. Then the tables must be, row for
+row, those of a run that nobody disturbed, and the audit must find nothing. The seed decides everything but Ray's own
+timing.
 """
 
 import argparse
