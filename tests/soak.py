@@ -21,6 +21,7 @@ from itertools import cycle
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from reportlab.pdfgen.canvas import Canvas
@@ -43,6 +44,8 @@ PROCESSES = {  # as they stand in a process's title or command
 TARGETS = ("driver", "write", "node", *PROCESSES)
 TABLES = {"documents": ("documents", "pages", "blocks"), "videos": ("videos", "windows", "events", "chapters")}
 VARYING = {"decode_ms", "queue_ms", "infer_ms", "attempts"}  # columns that tell of the clock and of deaths
+# The last bits of these depend on what was in the batch beside a page, even in float32; the answers do not.
+LOG_PROBABILITIES = {"mean_logprob", "min_logprob"}
 ENDS_ENGINES = {"replica", "rank", "node"}
 # The page that is alone with the third engine that dies is convicted, as it should be: of each driver, no third.
 MAX_DEAD_ENGINES = 2
@@ -90,7 +93,7 @@ class Job:
 
 
 JOBS = {
-    "documents": Job("documents", "0.1", write_documents),
+    "documents": Job("documents", "0.2", write_documents),
     "videos": Job("videos", "1.0", write_videos),
     "demo": Job("documents", "demo", write_few_documents),
     "ranks": Job("documents", "ranks", write_few_documents),
@@ -109,6 +112,15 @@ class Undisturbed:
 def tables_of(kind: str, output: Path) -> dict[str, pa.Table]:
     tables = {name: pq.read_table(output / name) for name in TABLES[kind]}
     return {name: table.select([c for c in table.column_names if c not in VARYING]) for name, table in tables.items()}
+
+
+def unequal(rows: pa.Table, expected: pa.Table) -> str:
+    """What sets the tables apart; "" when nothing does."""
+    numbers = [name for name in rows.column_names if name in LOG_PROBABILITIES]
+    if differing := difference(rows.drop_columns(numbers), expected.drop_columns(numbers)):
+        return differing
+    far = [name for name in numbers if not np.allclose(rows[name], expected[name], rtol=0.0, atol=1e-4)]
+    return ", ".join(far)
 
 
 def log_of(output: Path) -> Path:
@@ -142,10 +154,8 @@ class Soak:
         while self._run_driver(name, output, undisturbed, last - self.killed.total()) != 0:
             pass
         for table, rows in tables_of(JOBS[name].kind, output).items():
-            expected = undisturbed.tables[table]
-            assert rows.equals(expected), (
-                f"{output}: {table} differ from those of an undisturbed run: {difference(rows, expected)}"
-            )
+            if differing := unequal(rows, undisturbed.tables[table]):
+                raise AssertionError(f"{output}: {table} differ from those of an undisturbed run: {differing}")
         differences = audit(Store(), str(output)).differences
         assert not differences, f"{output}: {differences}"
         print(f"{output.name}: the tables are right, after {time.monotonic() - began:.0f} s", flush=True)
@@ -192,10 +202,11 @@ class Soak:
         return driver.exitcode
 
     def _await(self, target: str, driver: BaseProcess) -> bool:
-        """Whether there is such a process, now or soon."""
+        """Whether there is such a process, now or soon. The surveyors are gone when the engine is there."""
         end = time.monotonic() + PATIENCE
         while target in PROCESSES and not self._grid.processes(PROCESSES[target]):
-            if driver.exitcode is not None or time.monotonic() > end:
+            is_too_late = target == "surveyor" and self._grid.processes(PROCESSES["replica"])
+            if driver.exitcode is not None or is_too_late or time.monotonic() > end:
                 return False
             time.sleep(0.05)
         return True
@@ -245,7 +256,7 @@ def soak(
     kills: int,
     seed: int,
     jobs: Sequence[str] = ("documents", "videos", "ranks"),
-    inputs: int = 12,
+    inputs: int = 16,
     kills_per_job: int = 25,
     targets: Sequence[str] = TARGETS,
     share: float = 0.06,
@@ -275,7 +286,7 @@ def main() -> None:
         "--jobs", nargs="+", choices=JOBS, default=("documents", "videos", "ranks"),
         help="one after the other, again and again; demo and ranks read with the model that comes along",
     )  # fmt: skip
-    parser.add_argument("--inputs", type=int, default=12, help="documents of a job; half as many videos")
+    parser.add_argument("--inputs", type=int, default=16, help="documents of a job; half as many videos")
     parser.add_argument("--kills-per-job", type=int, default=25)
     parser.add_argument("--targets", nargs="+", choices=TARGETS, default=TARGETS, help="who may die")
     parser.add_argument(
