@@ -50,7 +50,7 @@ ENDS_ENGINES = {"replica", "rank", "node"}
 # The page that is alone with the third engine that dies is convicted, as it should be: of each driver, no third.
 MAX_DEAD_ENGINES = 2
 MAX_SECONDS = 900.0  # of one driver: longer is a hang
-PATIENCE = 15.0  # seconds until a process is there that may die
+PATIENCE = 45.0  # seconds until a process is there that may die
 WRITES = 20  # about as many as a driver makes
 WRITE_SHARE = 0.2  # of the drivers are ended by one of theirs
 
