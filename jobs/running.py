@@ -10,6 +10,8 @@ from pathlib import Path
 from types import FrameType
 from typing import TypeVar
 
+from ray.exceptions import ObjectStoreFullError, OutOfDiskError, RayTaskError
+
 from jobs.cluster import connected
 from pipeline.flow import Setup, Superseded, cluster, find_survey, prepare, run
 from pipeline.job import IndexJob, Job, ParseJob, resolve_model
@@ -23,6 +25,8 @@ DONE, NOT_DONE, BAD_JOB, STOPPED = 0, 1, 2, 130
 EXIT_STATUS = """\
 exit status: 0 done, 1 more than --max-failure-rate of the inputs failed or the job could not be finished,
 2 the job cannot be run as given, 130 stopped (run it again to go on)"""
+KEPT = "What is done is kept: the same command goes on from there."
+NO_ROOM = (OutOfDiskError, ObjectStoreFullError)
 AnyJob = TypeVar("AnyJob", bound=Job)
 
 
@@ -54,7 +58,7 @@ def run_job(name: str, make: Callable[[], ParseJob | IndexJob], flags: argparse.
     except (Occupied, ConnectionError) as error:
         return _refuse(name, error)
     except KeyboardInterrupt:
-        print(f"\n{name}: stopped. What is done is kept: the same command goes on from there.", file=sys.stderr)
+        print(f"\n{name}: stopped. {KEPT}", file=sys.stderr)
         return STOPPED
 
 
@@ -78,15 +82,18 @@ def _work(name: str, setup: Setup, *, plan_only: bool) -> int:
         resources = allocate(setup.job, cluster())
     except ValueError as error:
         return _refuse(name, error)
-    if plan_only:
-        survey = find_survey(setup, resources, sys.stderr)
-        speed, basis = reading_speed(setup.job, resources)
-        print(plan_text(survey, setup.kind.pieces, speed, basis, setup.media.plan))
-        return DONE
     try:
+        if plan_only:
+            survey = find_survey(setup, resources, sys.stderr)
+            speed, basis = reading_speed(setup.job, resources)
+            print(plan_text(survey, setup.kind.pieces, speed, basis, setup.media.plan))
+            return DONE
         manifest = run(setup, resources, sys.stderr)
     except Superseded as error:
         print(f"{name}: {error}", file=sys.stderr)
+        return NOT_DONE
+    except (OSError, *NO_ROOM) as error:
+        print(f"{name}: broken off: {_reason(error)}\n{KEPT}", file=sys.stderr)
         return NOT_DONE
     print(summary_text(manifest, setup.kind, setup.job.output))
     return _exit_status(name, manifest, setup.job)
@@ -98,6 +105,16 @@ def _exit_status(name: str, manifest: Manifest, job: Job) -> int:
     failed = f"{100 * manifest.failure_rate:.1f} % of the inputs failed"
     print(f"{name}: {failed}, more than --max-failure-rate {job.max_failure_rate:g}", file=sys.stderr)
     return NOT_DONE
+
+
+def _reason(error: Exception) -> str:
+    """In a line or two, without the stack of the actor it happened in."""
+    if isinstance(error, NO_ROOM):
+        return (
+            "Ray's object store is full, and so is the disk it would spill to: make room there "
+            "(/tmp/ray, unless Ray was started otherwise), or start Ray with more --object-store-memory"
+        )
+    return str(error.cause if isinstance(error, RayTaskError) else error)
 
 
 def _refuse(name: str, error: Exception) -> int:

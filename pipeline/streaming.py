@@ -18,6 +18,7 @@ def stream(table: pa.Table, *, rows_per_block: int) -> Dataset:
     context.enable_progress_bars = False  # the job shows its own
     context.print_on_execution_start = False
     context.execution_no_progress_timeout_s = NO_PROGRESS_SECONDS
+    context.raise_original_map_exception = True  # so that a full disk is told as what it is
     context.max_consecutive_actor_init_deaths = MAX_INIT_DEATHS
     chunks = [table.slice(start, ROWS_PER_CHUNK) for start in range(0, len(table), ROWS_PER_CHUNK)]
     return ray.data.from_arrow(chunks).repartition(target_num_rows_per_block=rows_per_block)
