@@ -114,7 +114,8 @@ def _reason(error: Exception) -> str:
             "Ray's object store is full, and so is the disk it would spill to: make room there "
             "(/tmp/ray, unless Ray was started otherwise), or start Ray with more --object-store-memory"
         )
-    return str(error.cause if isinstance(error, RayTaskError) else error)
+    cause = str(error.cause if isinstance(error, RayTaskError) else error)
+    return cause.partition("\n")[0]  # behind it Ray tells how to set its own retries
 
 
 def _refuse(name: str, error: Exception) -> int:

@@ -124,9 +124,6 @@ def _written_aside(path: str, data: bytes) -> Iterator[str]:
             file.flush()
             os.fsync(file.fileno())
         yield aside
-    except OSError as error:
-        error.filename = error.filename or path  # a disk that is full does not say what was written
-        raise
     finally:
         if os.path.lexists(aside):
             os.unlink(aside)

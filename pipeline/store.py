@@ -149,7 +149,8 @@ class Store:
     def put(self, uri: str, data: bytes) -> None:
         """Write a whole object; readers see the old one or the new one, never a part. Raises OSError."""
         uri = absolute(uri)
-        self._backend(uri).put(uri, data)
+        with _writing(uri):
+            self._backend(uri).put(uri, data)
 
     def put_if_absent(self, uri: str, data: bytes) -> bool:
         """Write a whole object unless there is one; of several writers exactly one succeeds. Raises OSError.
@@ -158,7 +159,8 @@ class Store:
         the object back.
         """
         uri = absolute(uri)
-        return self._backend(uri).put_if_absent(uri, data)
+        with _writing(uri):
+            return self._backend(uri).put_if_absent(uri, data)
 
     def exists(self, uri: str) -> bool:
         """Whether there is an object (not a folder) at the uri. Raises OSError when that cannot be found out."""
@@ -318,6 +320,15 @@ def _as_os_error(uri: str) -> Iterator[None]:
         raise OSError(errno.ETIMEDOUT, str(error), uri) from error
     except aws.BotoCoreError as error:  # no credentials, or none that can be had
         raise OSError(errno.EACCES, str(error), uri) from error
+
+
+@contextmanager
+def _writing(uri: str) -> Iterator[None]:
+    """Says what could not be written: a full disk does not. One text, which Ray carries whole from an actor."""
+    try:
+        yield
+    except OSError as error:
+        raise type(error)(f"{uri} cannot be written: {error}") from error
 
 
 def _code(error: OSError) -> ErrorCode:
