@@ -1,6 +1,7 @@
 """Object storage as it is: a real S3 server behind a proxy that throttles, breaks off, loses answers and times out."""
 
 import threading
+import time
 
 import pytest
 
@@ -86,9 +87,16 @@ def test_a_403_that_heals_costs_nothing_and_one_that_stays_is_a_row_that_may_be_
         assert caught.value.failure.code is ErrorCode.ACCESS_DENIED
         assert caught.value.failure.code.retryable
         assert mood.done.total() == 2, "a listed object is asked for once more, and no oftener"
-        healing = threading.Timer(0.1, lambda: setattr(mood, "probability", 0.0))
+
+        def heal_after_one_more() -> None:
+            while mood.done.total() < 3:
+                time.sleep(0.001)
+            mood.probability = 0.0
+
+        healing = threading.Thread(target=heal_after_one_more)
         healing.start()
         assert store.open(asset).read() == b"data"
+        healing.join()
 
 
 def test_a_store_that_only_throttles_ends_as_throttled(s3):
