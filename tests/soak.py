@@ -21,7 +21,6 @@ from itertools import cycle
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from reportlab.pdfgen.canvas import Canvas
@@ -44,8 +43,6 @@ PROCESSES = {  # as they stand in a process's title or command
 TARGETS = ("driver", "write", "node", *PROCESSES)
 TABLES = {"documents": ("documents", "pages", "blocks"), "videos": ("videos", "windows", "events", "chapters")}
 VARYING = {"decode_ms", "queue_ms", "infer_ms", "attempts"}  # columns that tell of the clock and of deaths
-# The last bits of these depend on what was in the batch beside a page, even in float32; the answers do not.
-LOG_PROBABILITIES = {"mean_logprob", "min_logprob"}
 ENDS_ENGINES = {"replica", "rank", "node"}
 # The page that is alone with the third engine that dies is convicted, as it should be: of each driver, no third.
 MAX_DEAD_ENGINES = 2
@@ -114,15 +111,6 @@ def tables_of(kind: str, output: Path) -> dict[str, pa.Table]:
     return {name: table.select([c for c in table.column_names if c not in VARYING]) for name, table in tables.items()}
 
 
-def unequal(rows: pa.Table, expected: pa.Table) -> str:
-    """What sets the tables apart; "" when nothing does."""
-    numbers = [name for name in rows.column_names if name in LOG_PROBABILITIES]
-    if differing := difference(rows.drop_columns(numbers), expected.drop_columns(numbers)):
-        return differing
-    far = [name for name in numbers if not np.allclose(rows[name], expected[name], rtol=0.0, atol=1e-4)]
-    return ", ".join(far)
-
-
 def log_of(output: Path) -> Path:
     return output.with_suffix(".log")
 
@@ -154,7 +142,7 @@ class Soak:
         while self._run_driver(name, output, undisturbed, last - self.killed.total()) != 0:
             pass
         for table, rows in tables_of(JOBS[name].kind, output).items():
-            if differing := unequal(rows, undisturbed.tables[table]):
+            if differing := difference(rows, undisturbed.tables[table]):
                 raise AssertionError(f"{output}: {table} differ from those of an undisturbed run: {differing}")
         differences = audit(Store(), str(output)).differences
         assert not differences, f"{output}: {differences}"
