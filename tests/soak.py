@@ -56,9 +56,10 @@ def write_documents(folder: Path, documents: int) -> None:
     """PDFs of 1 to 24 pages that say which they are, a broken and an empty one."""
     folder.mkdir()
     for number in range(documents):
-        canvas = Canvas(str(folder / f"{number:03d}.pdf"), invariant=True)
+        canvas = Canvas(str(folder / f"{number:03d}.pdf"), pagesize=(320, 288), invariant=True)
         for page_no in range(1, 2 + (7 * number) % 24):
-            canvas.drawString(100, 500, f"Page {page_no} of document {number}")
+            canvas.setFont("Helvetica", 16)  # as the model that comes along can read it
+            canvas.drawString(8, 264, f"Page {page_no} of document {number}")
             canvas.showPage()
         canvas.save()
     (folder / "broken.pdf").write_bytes(b"%PDF-1.7 and nothing more")
