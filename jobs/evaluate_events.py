@@ -195,9 +195,11 @@ def differing_tables(first: Path, second: Path) -> list[str]:
 
 
 def difference(one: pa.Table, other: pa.Table) -> str:
-    """What sets two tables of one schema apart: the columns that differ, or their numbers of rows; "" if nothing does.
+    """What sets two tables apart: their schemas, their numbers of rows, or the columns that differ; "" if nothing does.
 
     Log probabilities may differ by 1e-4: their last bits depend on what was in the batch beside a row."""
+    if one.schema != other.schema:
+        return "their schemas"
     if len(one) != len(other):
         return f"{len(one)} and {len(other)} rows"
     return ", ".join(name for name in one.column_names if not _is_equal(name, one[name], other[name]))

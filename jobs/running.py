@@ -108,7 +108,7 @@ def _exit_status(name: str, manifest: Manifest, job: Job) -> int:
 
 
 def _reason(error: Exception) -> str:
-    """In a line or two, without the stack of the actor it happened in."""
+    """In a line, without the stack of the actor it happened in."""
     if isinstance(error, NO_ROOM):
         return (
             "Ray's object store is full, and so is the disk it would spill to: make room there "

@@ -25,7 +25,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from reportlab.pdfgen.canvas import Canvas
 
-from jobs.evaluate_events import difference
+from jobs.evaluate_events import TIMINGS, difference
 from pipeline.audit import audit
 from pipeline.store import Store
 from tests.drive import Death, logged
@@ -42,7 +42,7 @@ PROCESSES = {  # as they stand in a process's title or command
 }
 TARGETS = ("driver", "write", "node", *PROCESSES)
 TABLES = {"documents": ("documents", "pages", "blocks"), "videos": ("videos", "windows", "events", "chapters")}
-VARYING = {"decode_ms", "queue_ms", "infer_ms", "attempts"}  # columns that tell of the clock and of deaths
+VARYING = {*TIMINGS, "attempts"}  # columns that tell of the clock and of deaths
 ENDS_ENGINES = {"replica", "rank", "node"}
 # The page that is alone with the third engine that dies is convicted, as it should be: of each driver, no third.
 MAX_DEAD_ENGINES = 2

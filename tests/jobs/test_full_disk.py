@@ -10,8 +10,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests.flat_memory import model_with_large_pages, write_documents
+from tests.jobs.test_parse_documents import ROOT, run
 
-ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.heavy
 
 # Holds most of the object store, as another job of the cluster would, and runs the command beside it.
@@ -48,14 +48,9 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", str(folder)], check=True)
 
 
-def parse(*argv: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "jobs.parse_documents", *map(str, argv), "--max-new-tokens", "4"]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
-
-
 def test_an_output_without_room_is_told_in_a_line_and_the_same_command_ends_the_job_later(tmp_path, small_disk):
     write_documents(tmp_path / "in", pages=20, one_pagers=30, pictures=0)
-    full = parse(tmp_path / "in", small_disk / "out")
+    full = run(tmp_path / "in", small_disk / "out", "--max-new-tokens", 4)
     assert full.returncode == 1, full.stderr
     broken_off, kept = full.stderr.splitlines()[-2:]
     assert broken_off.startswith(f"parse_documents: broken off: {small_disk}/out/_job/parts/")
@@ -64,7 +59,7 @@ def test_an_output_without_room_is_told_in_a_line_and_the_same_command_ends_the_
     assert "Traceback" not in full.stderr
 
     subprocess.run(["mount", "-o", "remount,size=64m", str(small_disk)], check=True)
-    done = parse(tmp_path / "in", small_disk / "out")
+    done = run(tmp_path / "in", small_disk / "out", "--max-new-tokens", 4)
     assert done.returncode == 0, done.stderr
     pages = pq.read_table(small_disk / "out" / "pages", columns=["page_no"]).to_pylist()
     assert sorted(page["page_no"] for page in pages) == sorted([*range(1, 21), *[1] * 30])
