@@ -58,9 +58,11 @@ class Page:
 
 
 def sample_pages(processor: Processor, rung_name: str, count: int, sampling: Sampling) -> list[Page]:
-    """Held-out pages of one rung of the curriculum, asked for Markdown."""
-    rung = next(rung for rung in (*PLAIN_LADDER, *LADDER) if rung.name == rung_name)
-    rendered = render_batch(np.random.default_rng(0), rung, count, held_out=True)
+    """Held-out pages of one rung of the curriculum, or of all readable ones in turn (`mixed`), asked for Markdown."""
+    named = [rung for rung in (*PLAIN_LADDER, *LADDER) if rung.name == rung_name]
+    rungs = list(READABLE) if rung_name == "mixed" else named
+    rng = np.random.default_rng(0)
+    rendered = [render_batch(rng, rungs[number % len(rungs)], 1, held_out=True)[0] for number in range(count)]
     return [
         Page(processor.encode(f"page {number}", [Frames(pixels[None]), INSTRUCTION], sampling), pixels)
         for number, (_, pixels) in enumerate(rendered)
@@ -239,7 +241,7 @@ def main() -> None:
     shared.add_argument("--max-new-tokens", type=int, default=256, help="longest answer (default: 256)")
     shared.add_argument("--threads", type=int, default=1, help="CPU threads (default: 1)")
     engine = commands.add_parser("engine", parents=[shared], help="beside transformers and vLLM")
-    engine.add_argument("--rung", default="half_page", help="layout of the pages (default: half_page)")
+    engine.add_argument("--rung", default="mixed", help="layout of the pages, or mixed (default: mixed)")
     engine.add_argument("--vllm", help="folder of an environment for vLLM's CPU build; made when it is missing")
     engine.add_argument("--repeats", type=int, default=1, help="how often each is timed; the least counts (default: 1)")
     engine.set_defaults(run=bench_engine)

@@ -23,6 +23,8 @@ def answer(question: dict[str, Any]) -> dict[str, Any]:
         enable_prefix_caching=False,
         mm_processor_cache_gb=0,  # or the pages of the warm-up would be found again, seen already
         limit_mm_per_prompt={"image": 1, "video": 0},
+        # Pages come in their size: the checkpoint's own limits would make the larger ones smaller.
+        mm_processor_kwargs={"size": {"shortest_edge": 32 * 32, "longest_edge": 2**26}},
     )
     sampling = SamplingParams(temperature=0.0, max_tokens=question["max_new_tokens"], detokenize=False)
     config = json.loads((Path(question["model"]) / "config.json").read_text())

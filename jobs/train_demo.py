@@ -12,9 +12,10 @@ import json
 import multiprocessing
 import os
 import queue as queue_module
+import shutil
 import time
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from multiprocessing.queues import Queue
 from multiprocessing.sharedctypes import Synchronized
@@ -27,6 +28,7 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from jobs.demo_checkpoint import write_new_checkpoint
+from jobs.muon import Muon
 from jobs.samples import DENSE_LADDER, READABLE
 from jobs.training_batches import TrainingBatch, clip_batches, page_batches
 from jobs.training_losses import GlyphProbe, losses_of, tower_loss
@@ -34,18 +36,18 @@ from model.processor import Processor
 from model.qwen3_vl import Qwen3VL
 from model.weights import from_pretrained, save_weights
 
-PEAK_LEARNING_RATE = 2e-3
 ADAMW_SHARE = 0.3  # of the learning rate: Muon's steps are a fifth of AdamW's at the same rate
 WARM_UP_STEPS = 100
-COOL_DOWN_SHARE = 0.35  # of the time, at its end: the learning rate falls to nothing
+COOL_DOWN_SHARE = 0.6  # of the time, at its end: the learning rate falls to nothing
 PASS_MARKS = (0.4, 0.5, 0.6)  # accuracy on a rung that lets the next one in; the last mark is that of all further ones
 HTML_FROM_RUNG, HTML_SHARE = 6, 0.1  # the rungs that also ask for `qwenvl html`
 CLIPS_FROM_RUNG, CLIP_SHARE = 0, 0.25
-NEWEST_SHARE = 0.5  # of the pages; the others come from all rungs so far
+FOCUS_SHARE = 0.5  # of the pages: of the rung in focus; the others come from all rungs so far
 WEIGHTS = {"answer": 1.0, "pointing": 0.3, "probe": 0.3}
-TOWER_SHARE = 0.3  # of the batches: they teach the tower alone, on dense pages, when its own time is over
-PLAIN_SHARE = 0.3  # of the dense pages
+TOWER_SHARE = 0.5  # of the batches: they teach the tower alone, on dense pages, when its own time is over
+PLAIN_SHARE = 0.5  # of the dense pages
 ONLY_TOWER = -1  # in place of a rung, as long as the tower is trained alone
+TOLD_FILE = "training.json"  # of a checkpoint: how far it is
 CLIPS = -1  # the rung of a batch of clips
 
 
@@ -68,21 +70,25 @@ class Produced:
     is_for_tower: bool = False  # the probe's loss alone
 
 
-def produce(folder: str, rung: "Synchronized[int]", queue: "Queue[Produced]", seed: int, budget: int) -> None:
-    """The generator's process: batches for ever; some are held-out ones of the newest rung or of clips."""
+def produce(
+    folder: str, rung: "Synchronized[int]", focus: int | None, queue: "Queue[Produced]", seed: int, budget: int
+) -> None:
+    """The generator's process: batches for ever; some are held-out ones of the rung in focus or of clips."""
     os.nice(5)
     processor = Processor.from_pretrained(folder)
     rng = np.random.default_rng([seed, time.time_ns()])
     trainer = os.getppid()
     while os.getppid() == trainer:
-        for produced in _next_batches(processor, rng, rung.value, budget):
+        for produced in _next_batches(processor, rng, rung.value, focus, budget):
             while os.getppid() == trainer:  # look now and then whether the trainer is still there
                 with contextlib.suppress(queue_module.Full):
                     queue.put(produced, timeout=10)
                     break
 
 
-def _next_batches(processor: Processor, rng: np.random.Generator, newest: int, budget: int) -> list[Produced]:
+def _next_batches(
+    processor: Processor, rng: np.random.Generator, newest: int, focus: int | None, budget: int
+) -> list[Produced]:
     held_out = newest != ONLY_TOWER and rng.random() < 0.08
     if newest >= CLIPS_FROM_RUNG and rng.random() < CLIP_SHARE:
         made = clip_batches(processor, rng, held_out=held_out, token_budget=budget)
@@ -91,7 +97,8 @@ def _next_batches(processor: Processor, rng: np.random.Generator, newest: int, b
         dense = DENSE_LADDER[0 if rng.random() < PLAIN_SHARE else 1]
         made = page_batches(processor, rng, dense, held_out=False, token_budget=2 * budget)
         return [Produced(newest, False, batch, is_for_tower=True) for batch in made]
-    chosen = newest if held_out or rng.random() < NEWEST_SHARE else int(rng.integers(newest + 1))
+    in_focus = newest if focus is None else min(focus, newest)
+    chosen = in_focus if held_out or rng.random() < FOCUS_SHARE else int(rng.integers(newest + 1))
     html_share = HTML_SHARE if chosen >= HTML_FROM_RUNG and not held_out else 0.0
     made = page_batches(processor, rng, READABLE[chosen], held_out=held_out, token_budget=budget, html_share=html_share)
     batches = [Produced(chosen, held_out, batch) for batch in made]
@@ -142,9 +149,20 @@ def assist(folder: str, assistant: Assistant, queue: "Queue[Produced]") -> None:
         assistant.is_filled.set()
 
 
+@contextlib.contextmanager
+def fast_precision() -> Iterator[None]:
+    """bf16 products where the CPU has instructions for them; fp32 elsewhere, for emulated ones are ten times slower."""
+    has_bf16 = any(torch.cpu.get_capabilities().get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
+    if has_bf16:
+        with torch.autocast("cpu", torch.bfloat16), sdpa_kernel(SDPBackend.MATH):
+            yield
+    else:
+        yield
+
+
 def compute_gradients(network: Qwen3VL, probe: GlyphProbe, produced: Produced) -> dict[str, float]:
     """Adds the gradients of the weighted losses to the parameters -> the losses."""
-    with torch.autocast("cpu", torch.bfloat16), sdpa_kernel(SDPBackend.MATH):
+    with fast_precision():
         if produced.is_for_tower:
             losses = {"probe": tower_loss(network, probe, produced.batch)}
         else:
@@ -156,10 +174,14 @@ def compute_gradients(network: Qwen3VL, probe: GlyphProbe, produced: Produced) -
 class Trainer:
     """Network, probe and optimizers, kept in a folder."""
 
-    def __init__(self, work: Path) -> None:
+    def __init__(self, work: Path, start: Path | None = None) -> None:
+        """`start`: a checkpoint to begin from where `work` holds none yet; otherwise a new one is made."""
         self.checkpoint, self._state_file = work / "checkpoint", work / "state.pt"
         if not (self.checkpoint / "model.safetensors").is_file():
-            write_new_checkpoint(self.checkpoint, seed=0)
+            if start is not None:
+                shutil.copytree(start, self.checkpoint, dirs_exist_ok=True)
+            else:
+                write_new_checkpoint(self.checkpoint, seed=0)
         self.network: Qwen3VL = from_pretrained(str(self.checkpoint), dtype=torch.float32).train().requires_grad_(True)
         self.probe = GlyphProbe(self.network.config)
         self._everything = nn.ModuleDict({"network": self.network, "probe": self.probe})
@@ -174,7 +196,7 @@ class Trainer:
         tables = [value for _, value in named if value.ndim > 1 and id(value) not in taken]
         vectors = [value for _, value in named if value.ndim == 1]
         self._optimizers = [
-            torch.optim.Muon(matrices, lr=0.0, weight_decay=0.02, adjust_lr_fn="match_rms_adamw"),
+            Muon(matrices, weight_decay=0.02),
             torch.optim.AdamW(
                 [{"params": tables, "weight_decay": 0.02}, {"params": vectors, "weight_decay": 0.0}],
                 betas=(0.9, 0.98),
@@ -182,7 +204,8 @@ class Trainer:
             ),
         ]
         self._assistants: list[Assistant] = []
-        self.progress = Progress()
+        told = self.checkpoint / TOLD_FILE
+        self.progress = Progress(**json.loads(told.read_text())) if told.is_file() else Progress()
         if self._state_file.is_file():
             state = torch.load(self._state_file, weights_only=True)
             self._everything.load_state_dict(state["everything"])
@@ -220,7 +243,7 @@ class Trainer:
     @torch.no_grad()
     def examine(self, produced: Produced) -> None:
         """A held-out batch: its accuracy enters the running mean of its rung, and may open the next rung."""
-        with torch.autocast("cpu", torch.bfloat16):
+        with fast_precision():
             _, accuracy = losses_of(self.network, self.probe, produced.batch)
         progress = self.progress
         name = "clips" if produced.rung == CLIPS else READABLE[produced.rung].name
@@ -233,7 +256,7 @@ class Trainer:
     @torch.no_grad()
     def log_ablation(self, batches: Iterable[TrainingBatch]) -> None:
         """What DeepStack is worth: the accuracy on held-out batches with its levels, and with zeros in their place."""
-        with torch.autocast("cpu", torch.bfloat16):
+        with fast_precision():
             whole, ablated = (
                 np.mean([losses_of(self.network, self.probe, batch, has_deepstack=has)[1] for batch in batches])
                 for has in (True, False)
@@ -250,19 +273,30 @@ class Trainer:
         torch.save(state, self._state_file.with_suffix(".new"))
         self._state_file.with_suffix(".new").replace(self._state_file)
         save_weights(self.network, self.checkpoint, torch.bfloat16)
-        (self.checkpoint / "training.json").write_text(json.dumps(asdict(self.progress), indent=2) + "\n")
+        (self.checkpoint / TOLD_FILE).write_text(json.dumps(asdict(self.progress), indent=2) + "\n")
 
 
-def train(work: Path, *, minutes: float, tower_minutes: float, assistants: int, budget: int, log_every: int) -> None:
+def train(
+    work: Path,
+    start: Path | None,
+    *,
+    minutes: float,
+    tower_minutes: float,
+    peak_learning_rate: float,
+    focus: int | None,
+    assistants: int,
+    budget: int,
+    log_every: int,
+) -> None:
     """Goes on from `work` (made new when it is empty) for so many minutes; writes the checkpoint there every few."""
-    trainer = Trainer(work)
+    trainer = Trainer(work, start)
     progress = trainer.progress
     before = progress.seconds
     context = multiprocessing.get_context("spawn")
     # Said before the generator starts: a run that goes on must not begin with batches for the tower.
     is_tower_alone = before < 60 * tower_minutes
     rung, queue = context.Value("i", ONLY_TOWER if is_tower_alone else progress.rung), context.Queue(maxsize=24)
-    context.Process(target=produce, args=(str(trainer.checkpoint), rung, queue, 0, budget), daemon=True).start()
+    context.Process(target=produce, args=(str(trainer.checkpoint), rung, focus, queue, 0, budget), daemon=True).start()
     trainer.start_assistants(assistants, queue)
     started = saved = time.monotonic()
     kept: dict[str, list[float]] = {}
@@ -276,7 +310,7 @@ def train(work: Path, *, minutes: float, tower_minutes: float, assistants: int, 
             trainer.examine(produced)
             examined.append(produced.batch)
             continue
-        rate = PEAK_LEARNING_RATE * min(1, (progress.step + 1) / WARM_UP_STEPS, max(left, 0.0) / COOL_DOWN_SHARE)
+        rate = peak_learning_rate * min(1, (progress.step + 1) / WARM_UP_STEPS, max(left, 0.0) / COOL_DOWN_SHARE)
         for name, loss in trainer.learn(produced, rate).items():
             owner = "dense " if produced.is_for_tower else "clips' " if produced.rung == CLIPS else ""
             kept.setdefault(owner + name, []).append(loss)
@@ -302,11 +336,22 @@ def _log(progress: Progress, losses: dict[str, list[float]]) -> None:
 
 
 def main() -> None:
+    rungs = {rung.name: number for number, rung in enumerate(READABLE)}
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, default=Path("training"), help="folder of checkpoint and optimizer state")
+    parser.add_argument(
+        "--start-from", type=Path, metavar="FOLDER", help="a trained checkpoint to begin with, such as model/demo"
+    )
     parser.add_argument("--minutes", type=float, default=60, help="how long to train this time (default: 60)")
     parser.add_argument(
         "--tower-minutes", type=float, default=8, help="how long the tower learns alone, over all runs (default: 8)"
+    )
+    parser.add_argument("--learning-rate", type=float, default=2e-3, help="the highest (default: 0.002)")
+    parser.add_argument(
+        "--focus",
+        choices=list(rungs),
+        metavar="RUNG",
+        help=f"half of the pages: {', '.join(rungs)} (default: the newest)",
     )
     parser.add_argument("--token-budget", type=int, default=2048, help="tokens of one batch (default: 2048)")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads of the network (default: 1)")
@@ -318,8 +363,11 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     train(
         options.work,
+        options.start_from,
         minutes=options.minutes,
         tower_minutes=options.tower_minutes,
+        peak_learning_rate=options.learning_rate,
+        focus=rungs.get(options.focus),
         assistants=options.assistants,
         budget=options.token_budget,
         log_every=options.log_every,

@@ -5,6 +5,7 @@ frames is one), M = N / 4 visual tokens, G grids, C values of a patch, E hidden 
 L DeepStack levels, D head dimension.
 """
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -82,7 +83,15 @@ class VisionMLP(nn.Module):
         self.linear_fc2 = nn.Linear(config.intermediate_size, config.hidden_size)
 
     def forward(self, hidden_NE: Tensor) -> Tensor:
-        return self.linear_fc2(F.gelu(self.linear_fc1(hidden_NE), approximate="tanh"))
+        return self.linear_fc2(gelu_tanh(self.linear_fc1(hidden_NE)))
+
+
+def gelu_tanh(hidden: Tensor) -> Tensor:
+    """The tanh approximation of GELU. 1 + tanh(x) = 2 sigmoid(2 x), and a CPU's sigmoid takes half the time."""
+    if hidden.device.type != "cpu" or hidden.requires_grad or hidden.dtype != torch.float32:
+        return F.gelu(hidden, approximate="tanh")
+    scale = 2 * math.sqrt(2 / math.pi)
+    return hidden.square().mul_(0.044715 * scale).add_(scale).mul_(hidden).sigmoid_().mul_(hidden)
 
 
 class VisionBlock(nn.Module):

@@ -12,6 +12,7 @@ from jobs.evaluate import clip_question, clip_scores
 from jobs.sample_truth import Glyph
 from jobs.sample_videos import COLORS, answer_for, clip_window, is_clear, make_clip, pairs_of
 from jobs.samples import DENSE_LADDER, READABLE, render_with_glyphs
+from jobs.train_demo import Progress, Trainer
 from jobs.training_batches import (
     CELL_HEIGHT,
     CELL_WIDTH,
@@ -203,3 +204,18 @@ def test_a_true_answer_about_a_clip_scores_full_marks_and_silence_none(processor
         assert scores.true == scores.told == scores.found == scores.dated == len(question.truth)
         assert (scores.invented, scores.doubled) == (0, 0)
         assert clip_scores(question, replace(answer, text="")).found == 0
+
+
+def test_training_begins_where_a_shipped_checkpoint_ended_and_goes_on_where_it_was_stopped(tmp_path):
+    shipped = json.loads((Path(CHECKPOINT) / "training.json").read_text())
+    trainer = Trainer(tmp_path, Path(CHECKPOINT))
+    assert trainer.progress == Progress(**shipped)
+    weights = from_pretrained(CHECKPOINT, dtype=torch.float32).state_dict()
+    assert all(torch.equal(value, weights[name]) for name, value in trainer.network.state_dict().items())
+    trainer.progress.step += 5
+    with torch.no_grad():
+        trainer.probe.bias.fill_(3.0)
+    trainer.save()
+    again = Trainer(tmp_path)
+    assert again.progress.step == shipped["step"] + 5
+    assert (again.probe.bias == 3.0).all()
