@@ -28,7 +28,8 @@ from jobs.bench_peers import Took, least, vllm_python, with_transformers, with_v
 from jobs.demo_checkpoint import initialise
 from jobs.samples import LADDER, PLAIN_LADDER, READABLE, make_page, render, render_batch, write_pdf
 from model.config import read_config
-from model.engine import Engine, EngineOptions, read_stop_token_ids
+from model.engine import Engine, read_stop_token_ids
+from model.engine_options import EngineOptions
 from model.processor import Processor, checkpoint_folder
 from model.qwen3_vl import empty_model
 from model.request import Completion, Frames, Prompt, Sampling

@@ -17,9 +17,11 @@ from model.attention import (
     KeyValueCache,
     PackedCausal,
     checked_implementation,
+    device_tensor,
     paged_attention,
 )
 from model.config import ModelConfig, parse_config, read_config
+from model.graphs import StepGraphs
 from model.processor import checkpoint_folder
 from model.qwen3_vl import Qwen3VL, empty_model
 
@@ -51,6 +53,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--tokens-per-step", type=float, default=2.24, help="where drafts are on (default: 2.24)")
     parser.add_argument("--draft-tokens", type=int, default=4, help="of a verify step (default: 4)")
     parser.add_argument("--fp8-cache", action="store_true", help="key/value cache in float8_e4m3fn")
+    parser.add_argument("--cuda-graphs", action="store_true", help="decode and verify steps as CUDA graphs")
     parser.add_argument("--attn-implementation", default="auto", help="auto, sdpa, triton (default: auto)")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads (default: 1)")
 
@@ -123,6 +126,8 @@ class Bench:
         self.dtype = torch.bfloat16 if self.device.type == "cuda" else torch.float32
         self.config = sized_config(options.config)
         self.implementation = checked_implementation(options.attn_implementation, self.device)
+        if options.cuda_graphs and (self.device.type != "cuda" or self.implementation != "triton"):
+            raise ValueError(f"--cuda-graphs needs cuda and triton, not {self.device} and {self.implementation}")
         self.network = random_network(self.config, self.device, self.dtype)
         self.operations, self.bandwidth = peaks(self.device, self.dtype)
 
@@ -171,19 +176,25 @@ class Bench:
         block_size = 64
         blocks = -(-(seen + drafts + 1) // block_size)
         text = self.config.text
-        shape = (text.num_hidden_layers, text.num_key_value_heads, batch * blocks, block_size, text.head_dim)
+        spare = batch * blocks  # the block that nobody reads
+        shape = (text.num_hidden_layers, text.num_key_value_heads, spare + 1, block_size, text.head_dim)
         cache_dtype = torch.float8_e4m3fn if options.fp8_cache else self.dtype
         keys, values = (torch.zeros(shape, dtype=cache_dtype, device=self.device) for _ in range(2))
         cache = KeyValueCache(keys, values, self.dtype)
         tables = np.arange(batch * blocks).reshape(batch, blocks).tolist()
         chunks = [CachedChunk(table, seen, seen + 1 + drafts) for table in tables]
         rows = batch * (1 + drafts)
-        ids_N = torch.zeros(rows, dtype=torch.long, device=self.device)
-        positions_3N = torch.full((3, rows), seen, device=self.device)
+        token_ids_N, positions_3N = np.zeros(rows, dtype=np.int64), np.full((3, rows), seen)
+        device_ids_N, device_positions_3N = (device_tensor(part, self.device) for part in (token_ids_N, positions_3N))
+        graphs = None
+        if options.cuda_graphs:
+            graphs = StepGraphs(self.network, cache, max_sequences=batch, max_rows=rows, spare_block=spare)
 
         def work() -> torch.Tensor:
-            attention = paged_attention(cache, chunks, self.implementation)
-            return self.network.logits(self.network(ids_N, positions_3N, attention)).argmax(-1)
+            if graphs:
+                return graphs.logits(token_ids_N, positions_3N, chunks).argmax(-1)
+            attention = paged_attention(cache, chunks, self.implementation, num_heads=text.num_attention_heads)
+            return self.network.logits(self.network(device_ids_N, device_positions_3N, attention)).argmax(-1)
 
         parameters = self.text_parameters + self.head_parameters
         weights_seconds = parameters * torch.finfo(self.dtype).bits / 8 / self.bandwidth
@@ -216,6 +227,7 @@ def run(options: argparse.Namespace) -> None:
     print(
         f"{options.config}, {total / 1e6:.0f}M random parameters, batch {options.batch_size}, {options.visual_tokens}"
         f" visual and {options.new_tokens} new tokens, cache {cache}, attention {bench.implementation}"
+        f"{', CUDA graphs' if options.cuda_graphs else ''}"
     )
     print(f"{bench.operations / 1e12:.2f} T operations/s, {bench.bandwidth / 1e9:.0f} GB/s")
     print(f"{'':10}{'floor ms':>10}{'measured':>10}{'share':>8}")

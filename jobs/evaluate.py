@@ -21,7 +21,8 @@ from jobs.bench_peers import transformers_reader
 from jobs.event_scores import MICROSECONDS, EventScores, as_sampled, score_events, told_event
 from jobs.sample_videos import SampleEvent, answer_for, clip_window, disturb, is_clear, make_clip, pairs_of
 from jobs.samples import READABLE, Difficulty, render_batch
-from model.engine import Engine, EngineOptions, read_stop_token_ids
+from model.engine import Engine, read_stop_token_ids
+from model.engine_options import EngineOptions
 from model.processor import Processor, checkpoint_folder
 from model.request import Completion, Frames, Prompt, Sampling
 from pipeline.parse_events import parse_events

@@ -70,7 +70,7 @@ def packed_attention(
 ) -> Tensor:
     """Softmax attention inside each of the sequences of `lengths` (they add up to N) -> [N, H, D]."""
     if implementation == "flash_attention_2":
-        ends = device_tensor(_offsets(lengths), query_NHD.device)
+        ends = device_tensor(offsets_of(lengths), query_NHD.device)
         return flash_attn_varlen_func(
             query_NHD, key_NKD, value_NKD, ends, ends, max(lengths), max(lengths), causal=causal
         )
@@ -141,10 +141,11 @@ class CachedChunk:
 
 
 def paged_attention(
-    cache: KeyValueCache, chunks: Sequence[CachedChunk], implementation: AttentionImplementation
+    cache: KeyValueCache, chunks: Sequence[CachedChunk], implementation: AttentionImplementation, *, num_heads: int
 ) -> Attention:
     """Attention of one forward pass over the cache: each layer's new keys and values are written, and every token sees
     its own sequence up to itself. The pass packs the tokens of `chunks` in their order, chunks of one token last.
+    `num_heads` are the query heads of this rank.
 
     Raises ValueError for `flash_attention_2` over blocks it cannot read.
     """
@@ -155,7 +156,7 @@ def paged_attention(
         return PagedSdpa(cache, chunks)
     check_block_size(cache.block_size, implementation)
     if implementation == "triton":
-        return PagedTriton(cache, chunks)
+        return PagedTriton(cache, tiles_of(chunks, cache, num_heads))
     return PagedFlash(cache, longs, singles)
 
 
@@ -177,7 +178,7 @@ class PagedSdpa:
 
     def __init__(self, cache: KeyValueCache, chunks: Sequence[CachedChunk]) -> None:
         self._cache = cache
-        self._slots_N = device_tensor(_slots(chunks, cache.block_size), cache.keys.device)
+        self._slots_N = device_tensor(slots_of(chunks, cache.block_size), cache.keys.device)
         self._longs = [chunk for chunk in chunks if len(chunk) > 1]
         self._singles = [_Place(cache, chunk) for chunk in chunks[len(self._longs) :]]
         # A chunk with nothing before it (None) sees only itself, so the cache is not read at all.
@@ -248,42 +249,60 @@ class _Place:
         return keys, values
 
 
+@dataclass(frozen=True, slots=True)
+class Tiles:
+    """What the kernel has to know of a pass, on its device; index tensors int32 but for the slots (int64).
+
+    Sequence s has its tokens at offsets[s] to offsets[s + 1] of N, the first of them is its token starts_S[s], and its
+    blocks are tables_SB[s]. Tile t attends `tokens` of the tokens of sequence sequences[t], from its firsts[t] on.
+    """
+
+    slots_N: Tensor  # of the cache, where the new keys and values go
+    tables_SB: Tensor
+    offsets: Tensor
+    starts_S: Tensor
+    sequences: Tensor
+    firsts: Tensor
+    tokens: int
+
+
+def tiles_of(chunks: Sequence[CachedChunk], cache: KeyValueCache, num_heads: int) -> Tiles:
+    device = cache.keys.device
+    tokens = kernels.tile_tokens(max(map(len, chunks)), num_heads // cache.keys.shape[1])
+    cut = [(row, first) for row, chunk in enumerate(chunks) for first in range(0, len(chunk), tokens)]
+    sequences, firsts = np.array(cut, dtype=np.int32).T.copy()
+    return Tiles(
+        device_tensor(slots_of(chunks, cache.block_size), device),
+        device_tensor(tables_of(chunks, cache.block_size).astype(np.int32), device),
+        device_tensor(offsets_of([len(chunk) for chunk in chunks]), device),
+        device_tensor(np.array([chunk.start for chunk in chunks], dtype=np.int32), device),
+        device_tensor(sequences, device),
+        device_tensor(firsts, device),
+        tokens,
+    )
+
+
 class PagedTriton:
     """Our kernel reads the blocks in place, whatever the length of a chunk; the cache may be fp8."""
 
-    def __init__(self, cache: KeyValueCache, chunks: Sequence[CachedChunk]) -> None:
-        device = cache.keys.device
+    def __init__(self, cache: KeyValueCache, tiles: Tiles) -> None:
         self._cache = cache
-        self._chunks = chunks
-        self._slots_N = device_tensor(_slots(chunks, cache.block_size), device)
-        self._tables_SB = device_tensor(_tables(chunks, cache.block_size).astype(np.int32), device)
-        self._offsets = device_tensor(_offsets([len(chunk) for chunk in chunks]), device)
-        self._starts_S = device_tensor(np.array([chunk.start for chunk in chunks], dtype=np.int32), device)
-        self._tiles: tuple[int, Tensor, Tensor] | None = None
+        self._tiles = tiles
 
     def __call__(self, layer: int, query_NHD: Tensor, key_NKD: Tensor, value_NKD: Tensor) -> Tensor:
-        keys, values = _write(self._cache, layer, self._slots_N, key_NKD, value_NKD)
-        if self._tiles is None:  # the same for all layers, once the number of query heads is known
-            self._tiles = self._cut(groups=query_NHD.shape[1] // len(keys), device=keys.device)
-        tokens, sequences, firsts = self._tiles
+        tiles = self._tiles
+        keys, values = _write(self._cache, layer, tiles.slots_N, key_NKD, value_NKD)
         return kernels.attend_paged(
             query_NHD.contiguous(),
             keys,
             values,
-            tables_SB=self._tables_SB,
-            offsets=self._offsets,
-            starts_S=self._starts_S,
-            tile_sequences=sequences,
-            tile_firsts=firsts,
-            tokens_per_tile=tokens,
+            tables_SB=tiles.tables_SB,
+            offsets=tiles.offsets,
+            starts_S=tiles.starts_S,
+            tile_sequences=tiles.sequences,
+            tile_firsts=tiles.firsts,
+            tokens_per_tile=tiles.tokens,
         )
-
-    def _cut(self, *, groups: int, device: torch.device) -> tuple[int, Tensor, Tensor]:
-        """Tokens of a tile, and of each tile its sequence and its first token."""
-        tokens = kernels.tile_tokens(max(len(chunk) for chunk in self._chunks), groups)
-        tiles = [(row, first) for row, chunk in enumerate(self._chunks) for first in range(0, len(chunk), tokens)]
-        sequences, firsts = np.array(tiles, dtype=np.int32).T.copy()
-        return tokens, device_tensor(sequences, device), device_tensor(firsts, device)
 
 
 class PagedFlash:
@@ -295,11 +314,11 @@ class PagedFlash:
         self._cache = cache
         self._num_longs = len(longs)
         self._long_rows = sum(len(chunk) for chunk in longs)
-        self._slots_N = device_tensor(_slots(chunks, cache.block_size), device)
-        self._tables_SB = device_tensor(_tables(chunks, cache.block_size).astype(np.int32), device)
+        self._slots_N = device_tensor(slots_of(chunks, cache.block_size), device)
+        self._tables_SB = device_tensor(tables_of(chunks, cache.block_size).astype(np.int32), device)
         self._ends_S = device_tensor(np.array([chunk.end for chunk in chunks], dtype=np.int32), device)
-        self._query_offsets = device_tensor(_offsets([len(chunk) for chunk in longs]), device)
-        self._key_offsets = device_tensor(_offsets([chunk.end for chunk in longs]), device)
+        self._query_offsets = device_tensor(offsets_of([len(chunk) for chunk in longs]), device)
+        self._key_offsets = device_tensor(offsets_of([chunk.end for chunk in longs]), device)
         self._longest_query = max((len(chunk) for chunk in longs), default=0)
         self._longest_key = max((chunk.end for chunk in longs), default=0)
 
@@ -393,7 +412,7 @@ def _additive(visible: Tensor, dtype: torch.dtype) -> Tensor:
     return torch.zeros(visible.shape, dtype=dtype, device=visible.device).masked_fill(~visible, -torch.inf)
 
 
-def _tables(chunks: Sequence[CachedChunk], block_size: int) -> NDArray[np.int64]:
+def tables_of(chunks: Sequence[CachedChunk], block_size: int) -> NDArray[np.int64]:
     """The blocks in use, [S, B]; shorter tables are filled up with block 0, which no token looks at."""
     used = [chunk.table[: -(-chunk.end // block_size)] for chunk in chunks]
     tables_SB = np.zeros((len(used), max(map(len, used), default=0)), dtype=np.int64)
@@ -402,13 +421,13 @@ def _tables(chunks: Sequence[CachedChunk], block_size: int) -> NDArray[np.int64]
     return tables_SB
 
 
-def _slots(chunks: Sequence[CachedChunk], block_size: int) -> NDArray[np.int64]:
+def slots_of(chunks: Sequence[CachedChunk], block_size: int) -> NDArray[np.int64]:
     """Where in the cache, counted in tokens, each packed token lies, [N]."""
     places_N = np.concatenate([np.arange(chunk.start, chunk.end) for chunk in chunks])
     sequences_N = np.repeat(np.arange(len(chunks)), [len(chunk) for chunk in chunks])
-    blocks_N = _tables(chunks, block_size)[sequences_N, places_N // block_size]
+    blocks_N = tables_of(chunks, block_size)[sequences_N, places_N // block_size]
     return blocks_N * block_size + places_N % block_size
 
 
-def _offsets(lengths: Sequence[int]) -> NDArray[np.int32]:
+def offsets_of(lengths: Sequence[int]) -> NDArray[np.int32]:
     return np.cumsum([0, *lengths], dtype=np.int32)

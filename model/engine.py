@@ -10,16 +10,20 @@ import logging
 import time
 from bisect import bisect_right
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, get_args
+from typing import Any, NamedTuple
 
 import torch
 
-from model.attention import AttentionImplementation, check_block_size, checked_implementation
+from model.attention import check_block_size, checked_implementation
 from model.cache import BlockPool
+from model.capacity import cache_tokens
 from model.config import read_config
 from model.drafts import drafter as make_drafter
+from model.engine_options import DTYPES, EngineOptions
+from model.graphs import StepGraphs
 from model.grids import placed_grids
 from model.loops import CHECK_EVERY, clean_length
 from model.parallel import Group
@@ -28,63 +32,13 @@ from model.processor import checkpoint_folder, read_tokenizer
 from model.qwen3_vl import Qwen3VL
 from model.ranks import Followers, Leader, rank_device
 from model.request import Completion, EngineStats, FinishReason, Prompt
-from model.runner import Runner, SampledToken, rehearse
+from model.runner import Runner, SampledToken
 from model.scheduler import Chunk, Request, Scheduler
-from model.weights import ExpertLayout, Quantization, from_pretrained
+from model.weights import from_pretrained
 
 logger = logging.getLogger(__name__)
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 FORMAT_CHARACTERS = " \n\t#*|`>_-~"  # what Markdown puts between the words of a page
-CPU_CACHE_BYTES = 2**30  # the most a cache takes on a CPU when nobody says how many tokens
-FREE_MEMORY_SHARE = 0.9  # of what a GPU has left beside weights and one pass; the rest is for fragments
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EngineOptions:
-    """How a checkpoint is run. Raises ValueError for what cannot be."""
-
-    max_batch_size: int = 64  # requests that run at once
-    max_step_tokens: int = 2048  # tokens of one forward pass: prompts in chunks, and one for each decoding request
-    max_draft_tokens: int = 256  # tokens of a pass that check drafts; 0: no drafts
-    prefix_cache: bool = True  # what earlier prompts left in the cache is found by those that begin alike
-    kv_cache_tokens: int | None = None  # None: what the GPU has left; on a CPU what the batch can use, up to 1 GiB
-    block_size: int = 16  # tokens in one block of the cache; flash_attention_2 wants a multiple of 256
-    dtype: str | None = None  # "float32", "bfloat16", "float16"; None: the checkpoint's own on cuda, float32 on cpu
-    device: str = "cpu"
-    tensor_parallel: int = 1  # GPUs (on a CPU: processes) the model is spread over; when one of them dies, all end
-    attn_implementation: str = "auto"  # "sdpa", "triton", "flash_attention_2"; auto: triton on cuda, sdpa on cpu
-    expert_layout: ExpertLayout = "auto"  # how experts lie on disk: "official", "transformers"; auto: by their shapes
-    max_context: int | None = None  # most tokens of a prompt and its answer; None: what the checkpoint was made for
-    quantization: Quantization | None = None  # "fp8": the decoder's matrices in FP8 blocks, whatever the checkpoint has
-    kv_cache_dtype: str | None = None  # "fp8": half the memory of bfloat16, less exact; None: as the weights
-    rope_scaling_factor: float | None = None  # YaRN, only for a max_context beyond what the model was trained on
-
-    def __post_init__(self) -> None:
-        for name in ("max_batch_size", "max_step_tokens", "block_size", "tensor_parallel", "max_context"):
-            if getattr(self, name) is not None and getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
-        if self.max_draft_tokens < 0:
-            raise ValueError(f"max_draft_tokens must be at least 0, not {self.max_draft_tokens}")
-        if self.kv_cache_tokens is not None and self.kv_cache_tokens < self.block_size:
-            raise ValueError(
-                f"kv_cache_tokens must be at least one block of {self.block_size}, not {self.kv_cache_tokens}"
-            )
-        if self.dtype is not None and self.dtype not in DTYPES:
-            raise ValueError(f"dtype {self.dtype!r}: choose {', '.join(DTYPES)}, or None")
-        if self.expert_layout not in get_args(ExpertLayout):
-            raise ValueError(f"expert_layout {self.expert_layout!r}: choose {', '.join(get_args(ExpertLayout))}")
-        for name in ("quantization", "kv_cache_dtype"):
-            if getattr(self, name) not in (None, "fp8"):
-                raise ValueError(f"{name} {getattr(self, name)!r}: choose fp8, or None")
-        if self.kv_cache_dtype == "fp8" and self.attn_implementation == "flash_attention_2":
-            raise ValueError(
-                "kv_cache_dtype 'fp8': flash_attention_2 does not read it; choose attn_implementation 'sdpa'"
-            )
-        if self.device.partition(":")[0] not in ("cpu", "cuda"):
-            raise ValueError(f"device {self.device!r}: choose cpu or cuda (one of several: cuda:1)")
-        if self.tensor_parallel > 1 and ":" in self.device:
-            raise ValueError(f"device {self.device!r} is one: with tensor_parallel {self.tensor_parallel} give cuda")
 
 
 class ThinkTokenIds(NamedTuple):
@@ -116,9 +70,14 @@ class Engine:
         weight = network.model.language_model.embed_tokens.weight
         implementation = checked_implementation(options.attn_implementation, weight.device)
         check_block_size(options.block_size, implementation)
+        graphs = None
+        if options.cuda_graphs:
+            if implementation != "triton":
+                raise ValueError(f"cuda_graphs needs attn_implementation 'triton', not {implementation!r}")
+            graphs = partial(StepGraphs, max_sequences=options.max_batch_size, max_rows=options.max_step_rows)
         cache_dtype = torch.float8_e4m3fn if options.kv_cache_dtype else weight.dtype
         logger.info("attention by %s over a cache of %s on %s", implementation, cache_dtype, weight.device)
-        num_blocks = _cache_tokens(network, options, implementation) // options.block_size
+        num_blocks = cache_tokens(network, options, implementation) // options.block_size
         pool = BlockPool(num_blocks, options.block_size)
         self._followers = followers
         self._tokenizer = tokenizer
@@ -134,6 +93,7 @@ class Engine:
             block_size=options.block_size,
             cache_dtype=cache_dtype,
             implementation=implementation,
+            graphs=graphs,
         )
         self._scheduler = Scheduler(
             pool,
@@ -148,11 +108,12 @@ class Engine:
         self._stats = EngineStats(max_batch_size=options.max_batch_size)
 
     @classmethod
-    def from_pretrained(cls, model: str, options: EngineOptions = EngineOptions()) -> "Engine":
+    def from_pretrained(cls, model: str, options: EngineOptions | None = None) -> "Engine":
         """The engine of a folder or hub id. Raises ValueError for a checkpoint or options that cannot be run."""
+        options = options or EngineOptions()
         folder = checkpoint_folder(model)
         read_config(folder).check_tensor_parallel(options.tensor_parallel)
-        _check_device(options)
+        options.check_device()
         followers = Followers(options.tensor_parallel, options.device, _follow, folder, options)
         try:
             network = _load(folder, options, followers.group)
@@ -395,16 +356,6 @@ def _follow(group: Group, leader: Leader, folder: Path, options: EngineOptions) 
             engine.step()
 
 
-def _check_device(options: EngineOptions) -> None:
-    """Raises ValueError for GPUs that are not there."""
-    if not options.device.startswith("cuda"):
-        return
-    if not torch.cuda.is_available():
-        raise ValueError(f"device {options.device!r}: torch sees no CUDA device here")
-    if options.tensor_parallel > torch.cuda.device_count():
-        raise ValueError(f"tensor_parallel {options.tensor_parallel}: torch sees {torch.cuda.device_count()} GPUs here")
-
-
 def read_stop_token_ids(folder: Path) -> frozenset[int]:
     """The end-of-sequence ids of a checkpoint: those of generation_config.json, or else of config.json.
 
@@ -418,34 +369,3 @@ def read_stop_token_ids(folder: Path) -> frozenset[int]:
         if found is not None:
             return frozenset(found if isinstance(found, list) else [found])
     raise ValueError(f"{folder}: neither generation_config.json nor config.json has an eos_token_id")
-
-
-def _cache_tokens(network: Qwen3VL, options: EngineOptions, implementation: AttentionImplementation) -> int:
-    """How many tokens the key/value cache holds."""
-    if options.kv_cache_tokens is not None:
-        return options.kv_cache_tokens
-    text = network.config.text
-    weight = network.model.language_model.embed_tokens.weight
-    token_bytes = 2 * text.num_hidden_layers * network.num_key_heads * text.head_dim
-    token_bytes *= 1 if options.kv_cache_dtype == "fp8" else weight.element_size()
-    budget = CPU_CACHE_BYTES
-    if weight.device.type == "cuda":
-        budget = _free_cuda_bytes(network, options, implementation)
-    budget = network.group.smallest(budget, weight.device)
-    tokens = min(options.max_batch_size * text.max_position_embeddings, budget // token_bytes)
-    if tokens < options.block_size:
-        raise ValueError(f"{budget} bytes of free memory hold no block of {options.block_size} tokens")
-    return tokens
-
-
-def _free_cuda_bytes(network: Qwen3VL, options: EngineOptions, implementation: AttentionImplementation) -> int:
-    """What the GPU has left beside the weights and the largest pass."""
-    device = network.model.language_model.embed_tokens.weight.device
-    torch.cuda.reset_peak_memory_stats(device)
-    weights_bytes = torch.cuda.memory_allocated(device)
-    num_rows = min(options.max_batch_size + options.max_draft_tokens, options.max_step_tokens)
-    rehearse(network, num_tokens=options.max_step_tokens, num_rows=num_rows, implementation=implementation)
-    pass_bytes = torch.cuda.max_memory_allocated(device) - weights_bytes
-    torch.cuda.empty_cache()
-    free_bytes, _ = torch.cuda.mem_get_info(device)
-    return int((free_bytes - pass_bytes) * FREE_MEMORY_SHARE)

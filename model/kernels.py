@@ -16,7 +16,6 @@ except ImportError:  # comes with torch's CUDA builds; `checked_implementation` 
     triton = tl = None
 HAS_TRITON = triton is not None
 constexpr: Any = tl.constexpr if tl else int
-HAS_TRITON = triton is not None
 
 SMALLEST_TILE = 16  # rows; what the tensor cores multiply at least
 LARGEST_TILE = 64
@@ -120,7 +119,8 @@ def _attend_tile_kernel(  # type: ignore[no-untyped-def]
 
     product_type = tl.float32 if WIDE else query_RD.dtype
     query_RD = query_RD.to(product_type)
-    seen = start + tl.minimum(first + TOKENS, length)  # keys that the last token of the tile sees
+    # Keys that the last token of the tile sees; a tile behind the end of its sequence has none to look at.
+    seen = tl.where(first < length, start + tl.minimum(first + TOKENS, length), 0)
     slots = tl.arange(0, BLOCK_SIZE)
     largest_R = tl.full([ROWS], -float("inf"), tl.float32)
     total_R = tl.zeros([ROWS], tl.float32)
@@ -143,7 +143,7 @@ def _attend_tile_kernel(  # type: ignore[no-untyped-def]
         sum_RD = sum_RD * shrink_R[:, None]
         sum_RD += tl.dot(weights_RT.to(value_TD.dtype), value_TD, input_precision="ieee")
         largest_R = new_largest_R
-    result_RD = sum_RD / total_R[:, None]
+    result_RD = sum_RD / tl.where(total_R > 0, total_R, 1.0)[:, None]
     tl.store(
         output + places[:, None] + columns, result_RD.to(output.dtype.element_ty), mask=is_row[:, None] & is_column
     )

@@ -34,6 +34,7 @@ class Qwen3VL(nn.Module):
         super().__init__()
         self.config = config
         self.group = group
+        self.num_heads = group.cut(0, config.text.num_attention_heads).length  # of this rank
         self.num_key_heads = group.cut(0, config.text.num_key_value_heads).length  # in this rank's key/value cache
         self.model = Qwen3VLModel(config, group)
         if not config.tie_word_embeddings:

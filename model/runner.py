@@ -4,7 +4,7 @@ Letters: N packed tokens of a pass, 3 = (time, row, column), M visual tokens amo
 O hidden size of the decoder, L DeepStack levels.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice, takewhile
 
@@ -16,10 +16,10 @@ from model.attention import (
     AttentionImplementation,
     CachedChunk,
     KeyValueCache,
-    PackedCausal,
     device_tensor,
     paged_attention,
 )
+from model.graphs import StepGraphs
 from model.grids import PlacedGrid, placed_grids
 from model.qwen3_vl import Qwen3VL
 from model.sampler import choose_tokens, plan_draws
@@ -47,10 +47,12 @@ class Runner:
         block_size: int,
         implementation: AttentionImplementation,
         cache_dtype: torch.dtype | None = None,  # None: as the weights
+        graphs: Callable[..., StepGraphs] | None = None,  # None: steps are not recorded
     ) -> None:
         weight = network.model.language_model.embed_tokens.weight
         text = network.config.text
-        shape = (text.num_hidden_layers, network.num_key_heads, num_blocks, block_size, text.head_dim)
+        all_blocks = num_blocks + (graphs is not None)
+        shape = (text.num_hidden_layers, network.num_key_heads, all_blocks, block_size, text.head_dim)
         self._network = network
         self._device = weight.device
         self._implementation = implementation
@@ -59,6 +61,7 @@ class Runner:
         keys, values = (torch.zeros(shape, dtype=stored_dtype, device=weight.device) for _ in range(2))
         self._cache = KeyValueCache(keys, values, weight.dtype)
         self._sight = Sight(network, implementation)
+        self._graphs = graphs(network, self._cache, spare_block=num_blocks) if graphs else None
 
     @torch.inference_mode()
     def run(self, chunks: tuple[Chunk, ...]) -> list[tuple[Chunk, list[SampledToken]]]:
@@ -68,23 +71,24 @@ class Runner:
         cached = [CachedChunk(chunk.request.blocks, chunk.start, chunk.start + len(chunk)) for chunk in chunks]
         token_ids_N = np.concatenate([_token_ids(chunk) for chunk in chunks])
         positions_3N = np.concatenate([_positions(chunk) for chunk in chunks], axis=1)
-        visual, visual_rows_M = self._sight.features(chunks)
-        hidden_NE = self._network(
-            device_tensor(token_ids_N, self._device),
-            device_tensor(positions_3N, self._device),
-            paged_attention(self._cache, cached, self._implementation),
-            visual,
-            device_tensor(visual_rows_M, self._device),
-        )
-        ends = np.cumsum([len(chunk) for chunk in chunks]).tolist()
-        sampling = [(chunk, end) for chunk, end in zip(chunks, ends, strict=True) if chunk.samples]
-        if not sampling:
-            return []
-        rows_R = np.concatenate([np.arange(end - len(chunk.draft) - 1, end) for chunk, end in sampling])
-        logits_RV = self._network.logits(hidden_NE[device_tensor(rows_R, self._device)])
+        sampling = [chunk for chunk in chunks if chunk.samples]
+        if self._graphs and all(map(_decodes, chunks)) and self._graphs.fits(cached):
+            logits_RV = self._graphs.logits(token_ids_N, positions_3N, cached)
+        else:
+            visual, visual_rows_M = self._sight.features(chunks)
+            hidden_NE = self._network(
+                device_tensor(token_ids_N, self._device),
+                device_tensor(positions_3N, self._device),
+                paged_attention(self._cache, cached, self._implementation, num_heads=self._network.num_heads),
+                visual,
+                device_tensor(visual_rows_M, self._device),
+            )
+            if not sampling:
+                return []
+            logits_RV = self._network.logits(hidden_NE[device_tensor(_sampling_rows(chunks), self._device)])
         numbered = [
             (chunk.request.prompt.sampling, len(chunk.request.new_token_ids) + offset)
-            for chunk, _ in sampling
+            for chunk in sampling
             for offset in range(len(chunk.draft) + 1)
         ]
         draws = plan_draws(numbered, vocab_size=self._network.config.text.vocab_size, device=self._device)
@@ -92,11 +96,23 @@ class Runner:
         # The only time the host waits. Token ids are exact in float64, so that one copy brings both.
         pairs = torch.stack((token_ids_R.double(), logprobs_R.double()), dim=1).tolist()
         chosen = iter([SampledToken(int(token_id), logprob) for token_id, logprob in pairs])
-        return [(chunk, _accepted(chunk.draft, list(islice(chosen, len(chunk.draft) + 1)))) for chunk, _ in sampling]
+        return [(chunk, _accepted(chunk.draft, list(islice(chosen, len(chunk.draft) + 1)))) for chunk in sampling]
 
     def forget(self, key: str) -> None:
         """Drops what is kept for a request that is finished or preempted."""
         self._sight.forget(key)
+
+
+def _decodes(chunk: Chunk) -> bool:
+    """Whether all of its rows are asked for: the last known token, behind the prompt, and a draft."""
+    return chunk.samples and chunk.end - chunk.start == 1 and chunk.start >= len(chunk.request.prompt.token_ids_T)
+
+
+def _sampling_rows(chunks: Sequence[Chunk]) -> NDArray[np.int64]:
+    """Of the packed tokens those that yield the next one, or check a draft."""
+    ends = np.cumsum([len(chunk) for chunk in chunks]).tolist()
+    asked = [(end - len(chunk.draft) - 1, end) for chunk, end in zip(chunks, ends, strict=True) if chunk.samples]
+    return np.concatenate([np.arange(first, end) for first, end in asked])
 
 
 def _accepted(draft: tuple[int, ...], chosen: list[SampledToken]) -> list[SampledToken]:
@@ -224,20 +240,3 @@ def _positions(chunk: Chunk) -> NDArray[np.int64]:
     if chunk.start >= length:
         return generated_3N
     return np.concatenate((prompt.positions_3T[:, chunk.start : chunk.end], generated_3N), axis=1)
-
-
-@torch.inference_mode()
-def rehearse(network: Qwen3VL, *, num_tokens: int, num_rows: int, implementation: AttentionImplementation) -> None:
-    """The largest pass without a cache: two images of `num_tokens` visual tokens, `num_tokens` tokens, `num_rows` rows
-    of logits. What it needs in memory is what serving needs beside weights and cache."""
-    config = network.config
-    device = network.model.visual.pos_embed.weight.device
-    merge = config.vision.spatial_merge_size
-    width = config.vision.in_channels * config.vision.patch_size**2
-    grids = [(1, merge, merge * num_tokens)] * 2  # the images of a pass, and the rest of one that its end cuts
-    patches_PC = torch.zeros(2 * num_tokens * merge**2, width, dtype=torch.uint8, device=device)
-    network.look(patches_PC, grids, implementation)
-    token_ids_N = torch.zeros(num_tokens, dtype=torch.long, device=device)
-    positions_3N = torch.zeros(3, num_tokens, dtype=torch.long, device=device)
-    hidden_NE = network(token_ids_N, positions_3N, PackedCausal([num_tokens], implementation))
-    choose_tokens(network.logits(hidden_NE[:num_rows]), None, network.group)

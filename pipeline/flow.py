@@ -274,6 +274,7 @@ def engine_loader(setup: Setup, resources: Resources) -> EngineLoader:
         max_batch_size=resources.batch_size,
         quantization=setup.job.quantization,
         kv_cache_dtype=setup.job.kv_cache_dtype,
+        cuda_graphs=setup.job.cuda_graphs,
         max_context=setup.job.max_context or None,
         rope_scaling_factor=setup.job.rope_scaling or None,
         tensor_parallel=setup.job.tensor_parallel,

@@ -50,11 +50,13 @@ class EngineLoader:
     tensor_parallel: int
     quantization: str | None = None
     kv_cache_dtype: str | None = None
+    cuda_graphs: bool = False
     max_context: int | None = None
     rope_scaling_factor: float | None = None
 
     def __call__(self) -> Engine:
-        from model.engine import Engine, EngineOptions
+        from model.engine import Engine
+        from model.engine_options import EngineOptions
 
         options = EngineOptions(
             **{field.name: getattr(self, field.name) for field in fields(self) if field.name != "model"}

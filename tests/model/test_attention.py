@@ -70,7 +70,7 @@ def test_every_token_sees_its_own_sequence_up_to_itself(monkeypatch, implementat
     shuffled = iter(rng.permutation(num_blocks).tolist())
     tables = [[next(shuffled) for _ in range(-(-end // block_size))] for _, end in spans]
     chunks = [CachedChunk(table, *span) for table, span in zip(tables, spans, strict=True)]
-    attention = paged_attention(cache, chunks, implementation)
+    attention = paged_attention(cache, chunks, implementation, num_heads=HEADS)
     for layer in range(LAYERS):
         total = sum(end - start for start, end in spans)
         query = rng.standard_normal((total, HEADS, HEAD_DIM))
@@ -98,7 +98,7 @@ def test_every_token_sees_its_own_sequence_up_to_itself(monkeypatch, implementat
 def test_flash_attention_refuses_blocks_it_cannot_read():
     cache = KeyValueCache(*(torch.zeros(1, KEY_HEADS, 4, 16, HEAD_DIM) for _ in range(2)), torch.float32)
     with pytest.raises(ValueError, match="multiple of 256, not 16"):
-        paged_attention(cache, [CachedChunk([0], 0, 3)], "flash_attention_2")
+        paged_attention(cache, [CachedChunk([0], 0, 3)], "flash_attention_2", num_heads=HEADS)
 
 
 def flash_packed_stand_in(q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, *, causal):

@@ -13,7 +13,8 @@ from tiny import random_pair
 
 import model.fp8
 import model.weights
-from model.engine import Engine, EngineOptions
+from model.engine import Engine
+from model.engine_options import EngineOptions
 from model.fp8 import Fp8Linear, dequantise, quantise
 from model.weights import from_pretrained
 

@@ -42,7 +42,7 @@ def test_the_kernel_attends_as_torch_does(spans, heads, dtype, cache_dtype, tole
     outputs, caches = [], []
     for implementation in ("sdpa", "triton"):
         cache = KeyValueCache(*(part.clone() for part in filled), dtype)
-        outputs.append(paged_attention(cache, chunks, implementation)(0, *new).float())
+        outputs.append(paged_attention(cache, chunks, implementation, num_heads=num_heads)(0, *new).float())
         caches.append(cache)
     torch.testing.assert_close(outputs[1], outputs[0], atol=tolerance, rtol=tolerance)
     for part in ("keys", "values"):

@@ -18,7 +18,8 @@ from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLTextRotaryEmbe
 
 from model.attention import PackedCausal
 from model.config import ModelConfig, TextConfig, VisionConfig, YarnConfig, extended
-from model.engine import Engine, EngineOptions
+from model.engine import Engine
+from model.engine_options import EngineOptions
 from model.positions import mrope_positions
 from model.qwen3_vl import Qwen3VL
 from model.request import Prompt, Sampling

@@ -17,7 +17,8 @@ from tiny import Pair, random_config, random_frames, random_pair, random_prompt
 
 from model.attention import PackedCausal
 from model.config import ModelConfig, read_config
-from model.engine import Engine, EngineOptions
+from model.engine import Engine
+from model.engine_options import EngineOptions
 from model.parallel import ALONE, Group, cuts_of, share_out
 from model.qwen3_vl import Qwen3VL, empty_model
 from model.request import Completion, Frames, Prompt

@@ -10,7 +10,8 @@ import numpy as np
 import psutil
 import pytest
 
-from model.engine import Engine, EngineOptions
+from model.engine import Engine
+from model.engine_options import EngineOptions
 from model.processor import Processor
 from model.ranks import Followers
 from model.request import Frames, Prompt, Sampling
@@ -22,7 +23,8 @@ SECONDS_TO_END = 20.0  # a busy machine's; on a quiet one it is milliseconds
 # Replicas of two ranks in one process; prints their answers, then ends, waits, or steps the last of them for ever.
 REPLICAS = """
 import sys, time
-from model.engine import Engine, EngineOptions
+from model.engine import Engine
+from model.engine_options import EngineOptions
 from tests.model.test_ranks import DEMO, page
 
 options = EngineOptions(tensor_parallel=2, kv_cache_tokens=8192)

@@ -16,7 +16,8 @@ from tiny import their_pixels
 from transformers import Qwen3VLForConditionalGeneration
 
 from model.config import read_config
-from model.engine import Engine, EngineOptions
+from model.engine import Engine
+from model.engine_options import EngineOptions
 from model.positions import mrope_positions
 from model.processor import frame_patches
 from model.qwen3_vl import empty_model

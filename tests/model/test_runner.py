@@ -5,9 +5,10 @@ import pytest
 import torch
 from tiny import Pair, random_pair, random_prompt
 
+from model.capacity import rehearse
 from model.grids import placed_grids
 from model.request import Frames, Prompt
-from model.runner import Sight, rehearse
+from model.runner import Sight
 from model.scheduler import Chunk, Request
 
 

@@ -9,7 +9,8 @@ from tiny import Pair, random_frames, random_pair, random_prompt
 from tokenizers import AddedToken, Tokenizer
 from tokenizers.models import WordLevel
 
-from model.engine import Engine, EngineOptions, ThinkTokenIds, find_think_token_ids
+from model.engine import Engine, ThinkTokenIds, find_think_token_ids
+from model.engine_options import EngineOptions
 from model.request import Completion, Prompt, Sampling
 
 OPEN = 281

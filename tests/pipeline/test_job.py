@@ -85,6 +85,7 @@ CHANGES_NOTHING = {
     "device": "cuda",
     "replicas": "1,4",
     "tensor_parallel": 1,
+    "cuda_graphs": True,
     "batch_size": 3,
     "tokens_per_second": 12.0,
     "decoders": 3,
