@@ -31,6 +31,14 @@ SIZES = {  # hidden, intermediate, layers, query heads, key heads, tied; vision:
     "2b": (2048, 6144, 28, 16, 8, True, 1024, 4096, 24, (5, 11, 17)),
     "4b": (2560, 9728, 36, 32, 8, True, 1024, 4096, 24, (5, 11, 17)),
     "8b": (4096, 12288, 36, 32, 8, False, 1152, 4304, 27, (8, 16, 24)),
+    "32b": (5120, 25600, 64, 64, 8, False, 1152, 4304, 27, (8, 16, 24)),
+    "30b-a3b": (2048, 6144, 48, 32, 4, False, 1152, 4304, 27, (8, 16, 24)),
+}
+EXPERTS: dict[str, dict[str, Any]] = {
+    "30b-a3b": {
+        **{"num_experts": 128, "num_experts_per_tok": 8, "moe_intermediate_size": 768},
+        **{"decoder_sparse_step": 1, "mlp_only_layers": []},
+    },
 }
 WARM_UP_SECONDS = 0.5
 
@@ -59,7 +67,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def sized_config(name: str) -> ModelConfig:
-    """The sizes of a published dense model, or of the embedded one. Raises ValueError for an unknown name."""
+    """The sizes of a published model, or of the embedded one. Raises ValueError for an unknown name."""
     if name == "demo":
         return read_config(checkpoint_folder("model/demo"))
     if name not in SIZES:
@@ -83,9 +91,11 @@ def sized_config(name: str) -> ModelConfig:
     }
     vision |= {"patch_size": 16, "temporal_patch_size": 2, "spatial_merge_size": 2, "num_position_embeddings": 2304}
     vision |= {"out_hidden_size": hidden, "deepstack_visual_indexes": taps, "hidden_act": "gelu_pytorch_tanh"}
+    text |= EXPERTS.get(name, {})
     ids: dict[str, Any] = {"image_token_id": 151655, "video_token_id": 151656}
     ids |= {"vision_start_token_id": 151652, "vision_end_token_id": 151653}
-    raw = {"model_type": "qwen3_vl", "text_config": text, "vision_config": vision, "dtype": "bfloat16", **ids}
+    kind = "qwen3_vl_moe" if name in EXPERTS else "qwen3_vl"
+    raw = {"model_type": kind, "text_config": text, "vision_config": vision, "dtype": "bfloat16", **ids}
     return parse_config({**raw, "tie_word_embeddings": tied})
 
 
@@ -131,10 +141,20 @@ class Bench:
         self.network = random_network(self.config, self.device, self.dtype)
         self.operations, self.bandwidth = peaks(self.device, self.dtype)
 
-    @property
-    def text_parameters(self) -> int:
-        decoder = self.network.model.language_model.layers
-        return sum(parameter.numel() for parameter in decoder.parameters())
+    def text_parameters(self, rows: int | None = None) -> int:
+        """What a token is multiplied with, or what `rows` tokens are together: of the experts only those they chose
+        (by a router that likes all of them equally)."""
+        decoder, moe = self.network.model.language_model.layers, self.config.text.moe
+        share = 1.0
+        if moe:
+            chosen = moe.num_experts_per_tok / moe.num_experts
+            share = chosen if rows is None else 1 - (1 - chosen) ** rows
+        return round(
+            sum(
+                parameter.numel() * (share if ".experts." in name else 1.0)
+                for name, parameter in decoder.named_parameters()
+            )
+        )
 
     @property
     def head_parameters(self) -> int:
@@ -164,7 +184,7 @@ class Bench:
         ids_N = torch.zeros(length, dtype=torch.long, device=self.device)
         positions_3N = torch.arange(length, device=self.device).expand(3, -1)
         attention = PackedCausal([length], self.implementation)
-        operations = 2 * length * self.text_parameters
+        operations = 2 * length * self.text_parameters()
         operations += 2 * length**2 * text.num_attention_heads * text.head_dim * text.num_hidden_layers
         measured = timed(lambda: self.network(ids_N, positions_3N, attention), self.device)
         return Term("prefill", operations / self.operations, measured)
@@ -196,9 +216,9 @@ class Bench:
             attention = paged_attention(cache, chunks, self.implementation, num_heads=text.num_attention_heads)
             return self.network.logits(self.network(device_ids_N, device_positions_3N, attention)).argmax(-1)
 
-        parameters = self.text_parameters + self.head_parameters
-        weights_seconds = parameters * torch.finfo(self.dtype).bits / 8 / self.bandwidth
-        floor = max(weights_seconds, 2 * rows * parameters / self.operations)
+        read, multiplied = (self.text_parameters(seen) + self.head_parameters for seen in (rows, None))
+        weights_seconds = read * torch.finfo(self.dtype).bits / 8 / self.bandwidth
+        floor = max(weights_seconds, 2 * rows * multiplied / self.operations)
         floor += batch * seen * self.cache_bytes() / self.bandwidth
         steps = options.new_tokens / tokens_per_step
         measured = timed(work, self.device)

@@ -1,0 +1,55 @@
+"""What benchmarks compute before they measure: against published sizes and by hand."""
+
+import argparse
+
+import pytest
+import torch
+
+from jobs.bench import until_stop
+from jobs.bench_roofline import Bench, page_grid, sized_config
+from jobs.bench_vllm import one_mark
+from model.qwen3_vl import empty_model
+
+# Of the published checkpoints (the 30B's as its config gives it).
+PARAMETERS = {"2b": 2127532032, "4b": 4437815808, "8b": 8767123696, "32b": 33357390064, "30b-a3b": 31070754032}
+
+
+def meta_bench(name: str) -> Bench:
+    """Formulas only: a network without weights."""
+    bench = Bench.__new__(Bench)
+    bench.config = sized_config(name)
+    bench.network = empty_model(bench.config, device="meta", dtype=torch.bfloat16)
+    bench.dtype = torch.bfloat16
+    bench.options = argparse.Namespace(fp8_cache=False)
+    return bench
+
+
+@pytest.mark.parametrize("name", PARAMETERS)
+def test_sizes_have_the_parameters_of_the_published_models(name):
+    assert sum(parameter.numel() for parameter in meta_bench(name).network.parameters()) == PARAMETERS[name]
+
+
+def test_a_size_that_is_unknown_is_refused_with_those_that_are():
+    with pytest.raises(ValueError, match=r"'9b': choose demo, 2b, 4b, 8b, 32b, 30b-a3b"):
+        sized_config("9b")
+
+
+def test_a_token_is_multiplied_with_its_experts_and_many_tokens_read_all_of_them():
+    dense, experts = meta_bench("8b"), meta_bench("30b-a3b")
+    assert dense.text_parameters() == dense.text_parameters(64)
+    one_layers = 3 * 2048 * 768 * 128 * 48  # of the experts' matrices
+    rest = experts.text_parameters(10**6) - one_layers
+    assert experts.text_parameters() == rest + one_layers * 8 // 128
+    assert experts.text_parameters(1) == experts.text_parameters()
+    assert experts.text_parameters(16) == pytest.approx(rest + one_layers * (1 - (15 / 16) ** 16), rel=1e-6)
+
+
+def test_a_token_of_the_8b_takes_its_bytes_in_the_cache():
+    assert meta_bench("8b").cache_bytes() == 147_456  # 36 layers x 8 heads x 128 x 2 x 2 bytes
+
+
+def test_a_page_is_nearly_square_and_marks_and_stops_are_cut():
+    assert page_grid(256, 2) == (1, 32, 32)
+    assert page_grid(90, 2) == (1, 18, 20)
+    assert one_mark([1, 9, 9, 9, 2, 2], 9) == [1, 9, 2, 2]
+    assert until_stop([4, 5, 0, 0], frozenset([0])) == [4, 5]
