@@ -9,8 +9,15 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("jobs", "pipeline", "model")  # each may import itself and what stands to the right of it
-LATE = {("pipeline.replica", "model.engine")}  # inside the actor, so that nobody else loads torch
-DOORS = {"model.processor", "model.engine", "model.request"}  # how the pipeline may enter the model
+LATE = {
+    ("pipeline.replica", name) for name in ("model.engine", "model.engine_options")
+}  # inside the actor, so that nobody else loads torch
+DOORS = {
+    "model.processor",
+    "model.engine",
+    "model.engine_options",
+    "model.request",
+}  # how the pipeline may enter the model
 ONE_ROOM = {  # foreign libraries that one room alone (or two) may know, pipeline and model only
     "boto3": {"pipeline.store"},
     "botocore": {"pipeline.store"},
