@@ -31,11 +31,12 @@ def compare(options: argparse.Namespace) -> None:
     common, their start, drops out of the difference."""
     with tempfile.TemporaryDirectory() as scratch, connected():
         few, many = options.pages // 5, options.pages
-        seconds = {}
+        seconds, engine_seconds = {}, {}
         for pages in (PAGES_OF_A_DOCUMENT, few, many):
             setup = _setup(Path(scratch), pages, options)
             resources = allocate(setup.job, cluster())
-            seconds[pages] = run(setup, resources, io.StringIO()).wall_seconds
+            manifest = run(setup, resources, io.StringIO())
+            seconds[pages], engine_seconds[pages] = manifest.wall_seconds, manifest.engine_seconds
             print(f"pipeline, {pages} pages: {seconds[pages]:.1f} s", flush=True)
         prompts = _prompts(setup, resources)
     engine = engine_loader(setup, resources)()
@@ -49,6 +50,13 @@ def compare(options: argparse.Namespace) -> None:
     print(f"{'bare engine':24}{bare:8.2f} pages/s")
     print(f"{'pipeline, without start':24}{steady:8.2f} pages/s, ratio {steady / bare:.2f}")
     print(f"{'pipeline, all':24}{many / seconds[many]:8.2f} pages/s, ratio {many / seconds[many] / bare:.2f}")
+    steps, wall = engine_seconds[many] - engine_seconds[few], seconds[many] - seconds[few]
+    slower = steps / (many - few) * bare
+    print(
+        f"without start, the engine was in steps {steps / wall:.1%} of the time;"
+        f" for a page they took {slower:.2f} of what the bare engine's took"
+    )
+    print(f"batches {manifest.occupancy:.0%} full in the pipeline, {engine.stats.occupancy:.0%} in the bare engine")
 
 
 def _setup(scratch: Path, pages: int, options: argparse.Namespace) -> Setup:

@@ -63,6 +63,7 @@ class Manifest:
     wall_seconds: float  # of the run that finished the job
     occupancy: float  # mean share of the engines' batches in use during that run; 0 when it read nothing
     tables: tuple[TableFile, ...]
+    engine_seconds: float = 0.0  # that the engines of all replicas were in steps during that run
 
     @property
     def failure_rate(self) -> float:
@@ -95,6 +96,7 @@ def make_manifest(
         wall_seconds=wall_seconds,
         occupancy=sum(load.occupancy * load.steps for load in loads) / steps if steps else 0.0,
         tables=tuple(sorted((table for shard in shards for table in shard.tables), key=lambda table: table.file)),
+        engine_seconds=sum(load.seconds for load in loads),
     )
 
 

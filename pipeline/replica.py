@@ -176,7 +176,7 @@ class Replica:
                 pieces, failures = await asyncio.gather(*(self._answer(piece) for piece in decoded.pieces)), []
         await self._suspects.end(self._actor_id, unit_id)
         stats = self._engine.stats
-        load = ReplicaLoad(self._replica_id, stats.steps, stats.occupancy)
+        load = ReplicaLoad(self._replica_id, stats.steps, stats.occupancy, stats.seconds)
         return AnsweredUnit(decoded.unit, tuple(pieces), (*decoded.failures, *failures), load).to_row()
 
     async def _answer_alone(

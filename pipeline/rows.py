@@ -83,6 +83,7 @@ class ReplicaLoad:
     replica_id: str
     steps: int
     occupancy: float  # mean share of its batch that was in use, over the steps
+    seconds: float  # spent in steps
 
 
 @dataclass(frozen=True, slots=True)

@@ -68,7 +68,10 @@ class FakeEngine:
             os._exit(1)
         if self._hangs and any(self._hangs in prompt.draft_text for prompt in batch):
             ctypes.PyDLL(None).sleep(3600)
-        self.stats = replace(self.stats, steps=self.stats.steps + 1, running_sum=self.stats.running_sum + len(batch))
+        stats = self.stats
+        self.stats = replace(
+            stats, steps=stats.steps + 1, running_sum=stats.running_sum + len(batch), seconds=stats.seconds + 0.001
+        )
         return [completion(prompt) for prompt in batch]
 
 

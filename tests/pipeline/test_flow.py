@@ -96,6 +96,7 @@ def test_the_manifest_and_the_progress_count_what_the_tables_hold(undisturbed):
     assert manifest.pieces.by_status == {"failed": 1, "ok": 47}
     assert manifest.found == 47
     assert 0 < manifest.occupancy <= 1
+    assert 0 < manifest.engine_seconds < manifest.wall_seconds
     for file in manifest.tables:
         assert pq.read_metadata(output / file.file).num_rows == file.rows
     assert "pages 48/48 (100.0 %)" in shown

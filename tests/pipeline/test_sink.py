@@ -35,7 +35,7 @@ def answered_unit(number: int = 1) -> AnsweredUnit:
         AnsweredPiece(replace(facts(4, 1), is_blank=True), ()),
         AnsweredPiece(facts(5, 2), (top, REJECTED)),
     )
-    return AnsweredUnit(unit, pages, ((6, CRASH),), ReplicaLoad("r", 10, 0.5))
+    return AnsweredUnit(unit, pages, ((6, CRASH),), ReplicaLoad("r", 10, 0.5, 2.0))
 
 
 def test_every_page_of_a_unit_has_one_row_in_order():

@@ -50,7 +50,7 @@ def answered(row: Row, refused: Collection[int], answer: Answer) -> Row:
         )
         for piece in decoded.pieces
     ]
-    return AnsweredUnit(decoded.unit, tuple(pieces), decoded.failures, ReplicaLoad("r", 1, 1.0)).to_row()
+    return AnsweredUnit(decoded.unit, tuple(pieces), decoded.failures, ReplicaLoad("r", 1, 1.0, 0.1)).to_row()
 
 
 def freeze_survey(setup: Setup) -> FrozenSurvey:
