@@ -155,9 +155,10 @@ class Engine:
             self._followers.tell(prompt)
         self._keys.add(prompt.key)
         limit = min(prompt.sampling.max_new_tokens, room)
-        request = Request(prompt, max_new_tokens=limit, added_seconds=time.perf_counter())
+        places = placed_grids(prompt, self._config)
+        request = Request(prompt, max_new_tokens=limit, places=places, added_seconds=time.perf_counter())
         if self._options.prefix_cache:
-            request.keys = BlockKeys(prompt, placed_grids(prompt, self._config), self._options.block_size)
+            request.keys = BlockKeys(prompt, places, self._options.block_size)
         if prompt.draft_text and self._options.max_draft_tokens:
             spellings = self._spellings(prompt.draft_text)
             request.expected_new_tokens = len(spellings[0])

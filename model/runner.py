@@ -20,7 +20,7 @@ from model.attention import (
     paged_attention,
 )
 from model.graphs import StepGraphs
-from model.grids import PlacedGrid, placed_grids
+from model.grids import PlacedGrid
 from model.qwen3_vl import Qwen3VL
 from model.sampler import choose_tokens, plan_draws
 from model.scheduler import Chunk
@@ -129,13 +129,12 @@ class Sight:
         self._network = network
         self._device = network.model.visual.pos_embed.weight.device
         self._implementation = implementation
-        self._placed: dict[str, list[PlacedGrid]] = {}
-        self._features: dict[tuple[str, int], VisualFeatures] = {}  # by request and number of the grid
+        self._features: dict[str, dict[int, VisualFeatures]] = {}  # by request and number of the grid
 
     @property
     def num_held(self) -> int:
         """Grids whose features wait for a later chunk."""
-        return len(self._features)
+        return sum(map(len, self._features.values()))
 
     def features(self, chunks: tuple[Chunk, ...]) -> tuple[VisualFeatures | None, NDArray[np.int64]]:
         """What the visual tokens of the packed chunks receive, or None where there are none, and their rows int64 [M].
@@ -146,34 +145,21 @@ class Sight:
         rows: list[NDArray[np.int64]] = []
         first_row = 0
         for chunk in chunks:
-            for number, placed in self._overlapping(chunk):
+            for number, placed in _overlapping(chunk):
                 wanted.append((chunk, number, placed))
                 start, end = max(chunk.start, placed.start), min(chunk.end, placed.end)
                 rows.append(np.arange(start, end) + (first_row - chunk.start))
             first_row += len(chunk)
         if not wanted:
             return None, np.empty(0, dtype=np.int64)
-        self._encode([what for what in wanted if (what[0].request.prompt.key, what[1]) not in self._features])
+        self._encode([what for what in wanted if what[1] not in self._features.get(what[0].request.prompt.key, ())])
         parts = [self._take(*what) for what in wanted]
         embeddings_MO = torch.cat([part.embeddings_MO for part in parts])
         deepstack_LMO = torch.cat([part.deepstack_LMO for part in parts], dim=1)
         return VisualFeatures(embeddings_MO, deepstack_LMO), np.concatenate(rows)
 
     def forget(self, key: str) -> None:
-        for number in range(len(self._placed.pop(key, ()))):
-            self._features.pop((key, number), None)
-
-    def _overlapping(self, chunk: Chunk) -> list[tuple[int, PlacedGrid]]:
-        prompt = chunk.request.prompt
-        if not len(prompt.grids_G3) or chunk.start >= len(prompt.token_ids_T):
-            return []
-        if prompt.key not in self._placed:
-            self._placed[prompt.key] = placed_grids(prompt, self._network.config)
-        return [
-            (number, placed)
-            for number, placed in enumerate(self._placed[prompt.key])
-            if placed.start < chunk.end and placed.end > chunk.start
-        ]
+        self._features.pop(key, None)
 
     def _encode(self, wanted: list[tuple[Chunk, int, PlacedGrid]]) -> None:
         """The missing grids of a pass go through the tower in packs."""
@@ -191,14 +177,26 @@ class Sight:
         embeddings = features.embeddings_MO.split(sizes)
         deepstack = features.deepstack_LMO.split(sizes, dim=1)
         for (chunk, number, _), *parts in zip(pack, embeddings, deepstack, strict=True):
-            self._features[chunk.request.prompt.key, number] = VisualFeatures(*parts)
+            self._features.setdefault(chunk.request.prompt.key, {})[number] = VisualFeatures(*parts)
 
     def _take(self, chunk: Chunk, number: int, placed: PlacedGrid) -> VisualFeatures:
         """The features of the tokens that chunk and grid share; with the last of them the grid's are given up."""
-        name = (chunk.request.prompt.key, number)
-        features = self._features.pop(name) if chunk.end >= placed.end else self._features[name]
+        held = self._features[chunk.request.prompt.key]
+        features = held.pop(number) if chunk.end >= placed.end else held[number]
         shared = slice(max(chunk.start - placed.start, 0), min(chunk.end, placed.end) - placed.start)
         return VisualFeatures(features.embeddings_MO[shared], features.deepstack_LMO[:, shared])
+
+
+def _overlapping(chunk: Chunk) -> list[tuple[int, PlacedGrid]]:
+    """The grids of which the chunk has tokens, with their numbers."""
+    request = chunk.request
+    if chunk.start >= len(request.prompt.token_ids_T):
+        return []
+    return [
+        (number, placed)
+        for number, placed in enumerate(request.places)
+        if placed.start < chunk.end and placed.end > chunk.start
+    ]
 
 
 def _packs(

@@ -7,10 +7,12 @@ tokens of a draft, which the pass checks.
 """
 
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 from model.cache import BlockPool
 from model.drafts import Drafter, share_budget
+from model.grids import PlacedGrid
 from model.prefix import BlockKeys
 from model.request import Prompt
 
@@ -23,6 +25,7 @@ class Request:
 
     prompt: Prompt
     max_new_tokens: int  # what the sampling asks for, cut to what the context and the cache have room for
+    places: Sequence[PlacedGrid] = ()  # of the prompt's images and frame pairs
     added_seconds: float = 0.0
     started_seconds: float | None = None
     new_token_ids: list[int] = field(default_factory=list)

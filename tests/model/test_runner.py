@@ -26,8 +26,8 @@ def prompt() -> Prompt:
     return random_prompt(rng, [2, image, video, 3], "page")
 
 
-def chunk_of(prompt: Prompt, start: int, end: int) -> Chunk:
-    return Chunk(Request(prompt, 1), start, end, samples=False)
+def chunk_of(pair: Pair, prompt: Prompt, start: int, end: int) -> Chunk:
+    return Chunk(Request(prompt, 1, placed_grids(prompt, pair.config)), start, end, samples=False)
 
 
 def test_grids_are_found_among_tokens_and_patches(pair, prompt):
@@ -42,7 +42,7 @@ def test_an_image_is_encoded_once_and_given_up_with_its_last_token(pair, prompt)
     packs: list[list[tuple[int, int, int]]] = []
     hook = pair.ours.model.visual.register_forward_hook(lambda _, args, output: packs.append(args[1]))
     sight = Sight(pair.ours, "sdpa")
-    whole, rows = Sight(pair.ours, "sdpa").features((chunk_of(prompt, 0, 27),))
+    whole, rows = Sight(pair.ours, "sdpa").features((chunk_of(pair, prompt, 0, 27),))
     assert rows.tolist() == [*range(3, 9), 14, 15, 21, 22]
     assert packs.pop() == [tuple(grid) for grid in prompt.grids_G3.tolist()]
     grids = prompt.grids_G3.tolist()
@@ -50,7 +50,7 @@ def test_an_image_is_encoded_once_and_given_up_with_its_last_token(pair, prompt)
     parts = []
     for start, end in ((0, 3), (3, 5), (5, 15), (15, 18), (18, 27)):
         before = len(packs)
-        visual, rows = sight.features((chunk_of(prompt, start, end),))
+        visual, rows = sight.features((chunk_of(pair, prompt, start, end),))
         history.append(
             ([list(grid) for pack in packs[before:] for grid in pack], (rows + start).tolist(), sight.num_held)
         )
@@ -70,11 +70,11 @@ def test_an_image_is_encoded_once_and_given_up_with_its_last_token(pair, prompt)
 @torch.inference_mode()
 def test_a_preempted_request_leaves_nothing_behind(pair, prompt):
     sight = Sight(pair.ours, "sdpa")
-    sight.features((chunk_of(prompt, 0, 5),))
+    sight.features((chunk_of(pair, prompt, 0, 5),))
     assert sight.num_held == 1
     sight.forget("page")
     assert sight.num_held == 0
-    again, rows = sight.features((chunk_of(prompt, 0, 5),))
+    again, rows = sight.features((chunk_of(pair, prompt, 0, 5),))
     assert len(again.embeddings_MO) == len(rows) == 2
 
 
