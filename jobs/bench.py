@@ -48,6 +48,7 @@ LARGER = {  # about ten times the parameters of the embedded model
     "vision_config": {"hidden_size": 256, "intermediate_size": 1024, "depth": 8, "out_hidden_size": 768},
 }
 INSTRUCTION = "qwenvl markdown"
+RUNGS = {rung.name: rung for rung in (*PLAIN_LADDER, *LADDER)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,8 +61,7 @@ class Page:
 
 def sample_pages(processor: Processor, rung_name: str, count: int, sampling: Sampling) -> list[Page]:
     """Held-out pages of one rung of the curriculum, or of all readable ones in turn (`mixed`), asked for Markdown."""
-    named = [rung for rung in (*PLAIN_LADDER, *LADDER) if rung.name == rung_name]
-    rungs = list(READABLE) if rung_name == "mixed" else named
+    rungs = READABLE if rung_name == "mixed" else [RUNGS[rung_name]]
     rng = np.random.default_rng(0)
     rendered = [render_batch(rng, rungs[number % len(rungs)], 1, held_out=True)[0] for number in range(count)]
     return [
@@ -242,7 +242,9 @@ def main() -> None:
     shared.add_argument("--max-new-tokens", type=int, default=256, help="longest answer (default: 256)")
     shared.add_argument("--threads", type=int, default=1, help="CPU threads (default: 1)")
     engine = commands.add_parser("engine", parents=[shared], help="beside transformers and vLLM")
-    engine.add_argument("--rung", default="mixed", help="layout of the pages, or mixed (default: mixed)")
+    engine.add_argument(
+        "--rung", default="mixed", choices=["mixed", *RUNGS], help="layout of the pages (default: mixed)"
+    )
     engine.add_argument("--vllm", help="folder of an environment for vLLM's CPU build; made when it is missing")
     engine.add_argument("--repeats", type=int, default=1, help="how often each is timed; the least counts (default: 1)")
     engine.set_defaults(run=bench_engine)

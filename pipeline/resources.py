@@ -57,6 +57,10 @@ def allocate(job: Job, cluster: Cluster) -> Resources:
             f"{fewest} replicas of {ranks} GPUs need {fewest * ranks}, the cluster has {cluster.gpus:g}: "
             "give fewer replicas or less tensor_parallel, start more nodes, or use the device cpu"
         )
+    if job.cuda_graphs and (device != "cuda" or ranks > 1):
+        raise ValueError(
+            f"cuda_graphs needs the device cuda and tensor_parallel 1, not {device} and {ranks}: leave cuda_graphs out"
+        )
     writers = 1 + most // REPLICAS_PER_WRITER
     others = writers * WRITER_CPUS + SPARE_CPUS
     memory = job.decoder_memory_mb * 2**20

@@ -63,6 +63,12 @@ def test_a_small_machine_holds_one_of_each():
             Cluster(cpus=64, gpus=2, memory_bytes=64 * GB),
             "less tensor_parallel",
         ),
+        ({"cuda_graphs": True}, Cluster(cpus=8, gpus=0, memory_bytes=64 * GB), "not cpu and 1: leave cuda_graphs out"),
+        (
+            {"cuda_graphs": True, "device": "cuda", "tensor_parallel": 2},
+            Cluster(cpus=8, gpus=2, memory_bytes=64 * GB),
+            "not cuda and 2",
+        ),
         ({"tensor_parallel": 4}, Cluster(cpus=5, gpus=0, memory_bytes=64 * GB), "1 replicas .* need"),
         ({"decoders": 40}, Cluster(cpus=8, gpus=0, memory_bytes=256 * GB), "fewer decoders"),
         ({}, Cluster(cpus=8, gpus=0, memory_bytes=1 * GB), "less decoder_memory_mb"),
