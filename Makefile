@@ -8,7 +8,7 @@ demo: .venv/ready ## parse sample documents with the embedded model and show the
 	$(BIN)/python -m jobs.demo demo-output
 
 test: .venv/ready ## run the tests
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest  # tiny networks: more threads cost more than they bring
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder  # tiny networks: one thread each
 
 lint: .venv/ready ## style and types
 	$(BIN)/ruff check .

@@ -88,12 +88,12 @@ def test_a_stopped_job_goes_on_with_the_same_command_and_its_summary_counts_the_
     argv = command(inputs, tmp_path / "out", "--max-new-tokens", 24, "--decoders", 1, "--batch-size", 1)
     environment = os.environ | {"RAY_ADDRESS": ray_address}
     stopped = subprocess.Popen(argv, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True)
-    until = time.monotonic() + 200
+    until = time.monotonic() + 300
     while not list(tmp_path.glob("out/_job/parts/*/*.parquet")) and stopped.poll() is None:
         assert time.monotonic() < until, "no part was written"
         time.sleep(0.05)
     stopped.send_signal(signal.SIGTERM)
-    _, errors = stopped.communicate(timeout=60)
+    _, errors = stopped.communicate(timeout=300)
     assert stopped.returncode == 130, errors
     assert "the same command goes on" in errors
     assert not (tmp_path / "out" / "_SUCCESS").exists()

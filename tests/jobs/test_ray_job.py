@@ -45,11 +45,11 @@ def head(tmp_path: Path) -> Iterator[dict[str, str]]:
             [RAY, "start", *arguments], env=starting, stdout=log, stderr=log, start_new_session=True
         )
     try:
-        wait_until(lambda: reachable(dashboard), seconds=60)
+        wait_until(lambda: reachable(dashboard), seconds=300)
         yield environment
     finally:
         os.killpg(node.pid, signal.SIGTERM)
-        node.wait(timeout=60)
+        node.wait(timeout=300)
         shutil.rmtree(home, ignore_errors=True)
 
 

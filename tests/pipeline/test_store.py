@@ -542,7 +542,7 @@ def test_a_disk_without_room_is_an_error_and_leaves_no_half_of_an_object(tmp_pat
     """The limit of a file's size stands for the disk's: the write breaks off in the middle in the same way."""
     command = [sys.executable, "-c", FULL_DISK, str(tmp_path / "out" / "part.parquet")]
     done = subprocess.run(
-        command, cwd=Path(__file__).parents[2], capture_output=True, text=True, timeout=60, check=True
+        command, cwd=Path(__file__).parents[2], capture_output=True, text=True, timeout=300, check=True
     )
     assert done.stdout.splitlines() == [f"{command[-1]} cannot be written: [Errno 27] File too large"] * 2
     assert list((tmp_path / "out").iterdir()) == []
