@@ -62,7 +62,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--draft-tokens", type=int, default=4, help="of a verify step (default: 4)")
     parser.add_argument("--fp8-cache", action="store_true", help="key/value cache in float8_e4m3fn")
     parser.add_argument("--cuda-graphs", action="store_true", help="decode and verify steps as CUDA graphs")
-    parser.add_argument("--attn-implementation", default="auto", help="auto, sdpa, triton (default: auto)")
+    parser.add_argument("--attn-implementation", default="auto", help="auto, sdpa, numba, triton (default: auto)")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads (default: 1)")
 
 
@@ -134,8 +134,9 @@ class Bench:
         self.options = options
         self.device = torch.device(options.device)
         self.dtype = torch.bfloat16 if self.device.type == "cuda" else torch.float32
+        self.cache_dtype = torch.float8_e4m3fn if options.fp8_cache else self.dtype
         self.config = sized_config(options.config)
-        self.implementation = checked_implementation(options.attn_implementation, self.device)
+        self.implementation = checked_implementation(options.attn_implementation, self.device, self.cache_dtype)
         if options.cuda_graphs and (self.device.type != "cuda" or self.implementation != "triton"):
             raise ValueError(f"--cuda-graphs needs cuda and triton, not {self.device} and {self.implementation}")
         self.network = random_network(self.config, self.device, self.dtype)
@@ -163,8 +164,7 @@ class Bench:
     def cache_bytes(self) -> int:
         """Of one token."""
         text = self.config.text
-        each = 1 if self.options.fp8_cache else torch.finfo(self.dtype).bits // 8
-        return 2 * text.num_hidden_layers * text.num_key_value_heads * text.head_dim * each
+        return 2 * text.num_hidden_layers * text.num_key_value_heads * text.head_dim * self.cache_dtype.itemsize
 
     def look(self) -> Term:
         vision, tokens = self.config.vision, self.options.visual_tokens
@@ -198,8 +198,7 @@ class Bench:
         text = self.config.text
         spare = batch * blocks  # the block that nobody reads
         shape = (text.num_hidden_layers, text.num_key_value_heads, spare + 1, block_size, text.head_dim)
-        cache_dtype = torch.float8_e4m3fn if options.fp8_cache else self.dtype
-        keys, values = (torch.zeros(shape, dtype=cache_dtype, device=self.device) for _ in range(2))
+        keys, values = (torch.zeros(shape, dtype=self.cache_dtype, device=self.device) for _ in range(2))
         cache = KeyValueCache(keys, values, self.dtype)
         tables = np.arange(batch * blocks).reshape(batch, blocks).tolist()
         chunks = [CachedChunk(table, seen, seen + 1 + drafts) for table in tables]

@@ -6,6 +6,7 @@ dimension, S sequences, B blocks of a block table.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -14,15 +15,16 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from model import kernels
+from model import cpu_kernels, kernels
 
 try:
     from flash_attn import flash_attn_varlen_func, flash_attn_with_kvcache
 except ImportError:  # an optional extra: checked_implementation says so where it is asked for
     flash_attn_varlen_func = flash_attn_with_kvcache = None
 
-AttentionImplementation = Literal["sdpa", "triton", "flash_attention_2"]
+AttentionImplementation = Literal["sdpa", "numba", "triton", "flash_attention_2"]
 FLASH_BLOCK_SIZE = 256  # flash-attn 2 reads paged caches in blocks of a multiple of this
+SHORT_CHUNK = 16  # tokens: up to here our own loops on a CPU are faster than torch's matrix products
 MASK_SIZE = 2**23  # elements of the largest mask: long chunks over many keys are attended a few rows at a time
 
 
@@ -33,21 +35,33 @@ class Attention(Protocol):
         """-> [N, H, D]; `layer` counts decoder layers from 0."""
 
 
-def checked_implementation(name: str, device: torch.device) -> AttentionImplementation:
-    """`name` when it can be used here; `auto` is triton on a GPU that has it, and sdpa elsewhere.
+def checked_implementation(name: str, device: torch.device, cache_dtype: torch.dtype) -> AttentionImplementation:
+    """`name` when it can be used here; `auto` is triton on a GPU that has it, numba on a CPU in float32, else sdpa.
 
     Raises ValueError that names the choices, or what to install.
     """
+    has_loops = device.type == "cpu" and cache_dtype == torch.float32
     if name == "auto":
-        return "triton" if device.type == "cuda" and kernels.HAS_TRITON else "sdpa"
+        if device.type == "cuda" and kernels.HAS_TRITON:
+            return "triton"
+        return "numba" if has_loops else "sdpa"
     if name == "sdpa":
         return "sdpa"
+    if name == "numba":
+        if not has_loops:
+            raise ValueError(
+                f"attn_implementation 'numba' is for a float32 cache on a CPU, not {cache_dtype} on {device.type}: "
+                "choose 'auto'"
+            )
+        return "numba"
     if name == "triton":
         if not kernels.HAS_TRITON:
             raise ValueError("attn_implementation 'triton' needs triton: pip install triton")
         return "triton"
     if name != "flash_attention_2":
-        raise ValueError(f"attn_implementation {name!r}: choose 'auto', 'sdpa', 'triton' or 'flash_attention_2'")
+        raise ValueError(
+            f"attn_implementation {name!r}: choose 'auto', 'sdpa', 'numba', 'triton' or 'flash_attention_2'"
+        )
     if flash_attn_varlen_func is None:
         raise ValueError("attn_implementation 'flash_attention_2' needs flash-attn: pip install '.[flash]'")
     return "flash_attention_2"
@@ -154,6 +168,8 @@ def paged_attention(
     assert all(len(chunk) == 1 for chunk in singles), "chunks of one token must come last"
     if implementation == "sdpa":
         return PagedSdpa(cache, chunks)
+    if implementation == "numba":
+        return PagedNumba(cache, chunks)
     check_block_size(cache.block_size, implementation)
     if implementation == "triton":
         return PagedTriton(cache, tiles_of(chunks, cache, num_heads))
@@ -169,84 +185,95 @@ def check_block_size(block_size: int, implementation: AttentionImplementation) -
 
 
 class PagedSdpa:
-    """The reference, and the way on CPUs: torch's attention for one sequence after the other, so that none is padded.
-
-    A sequence whose blocks follow each other is read where it lies (the pool sees to it that most do), another one is
-    gathered. Heads are grouped by reshaping the queries; keys are never repeated. Where everything lies is worked out
-    once and used by all layers: a decoding sequence costs a layer three small calls.
-    """
+    """The reference: torch's attention for one chunk after the other, so that none is padded. Heads are grouped by
+    reshaping the queries; keys are never repeated."""
 
     def __init__(self, cache: KeyValueCache, chunks: Sequence[CachedChunk]) -> None:
         self._cache = cache
         self._slots_N = device_tensor(slots_of(chunks, cache.block_size), cache.keys.device)
-        self._longs = [chunk for chunk in chunks if len(chunk) > 1]
-        self._singles = [_Place(cache, chunk) for chunk in chunks[len(self._longs) :]]
-        # A chunk with nothing before it (None) sees only itself, so the cache is not read at all.
-        self._places = [_Place(cache, chunk) if chunk.start else None for chunk in self._longs]
-        self._bands = [_causal_band(chunk, cache) if chunk.start else None for chunk in self._longs]
+        self._chunks = [_PlacedChunk(cache, chunk) for chunk in chunks]
+        self._rows = [slice(*ends) for ends in pairwise(offsets_of([len(chunk) for chunk in chunks]).tolist())]
 
     def __call__(self, layer: int, query_NHD: Tensor, key_NKD: Tensor, value_NKD: Tensor) -> Tensor:
         if self._cache.keys.dtype == torch.float8_e4m3fn:  # a chunk sees itself as later chunks will see it
             key_NKD, value_NKD = (_to_fp8(part).to(part.dtype) for part in (key_NKD, value_NKD))
         _write(self._cache, layer, self._slots_N, key_NKD, value_NKD)
-        outputs = []
-        start = 0
-        for chunk, place, band in zip(self._longs, self._places, self._bands, strict=True):
-            rows = slice(start, start + len(chunk))
-            start += len(chunk)
-            if place is None or band is None:
-                key_KND, value_KND = key_NKD[rows].transpose(0, 1), value_NKD[rows].transpose(0, 1)
-                outputs.append(_chunk_attention(query_NHD[rows], key_KND, value_KND, None))
-            else:
-                key_KTD, value_KTD = place.read(layer)
-                outputs += _cached_attention(query_NHD[rows], key_KTD, value_KTD, band)
-        if self._singles:
-            outputs.append(self._attend_singles(layer, query_NHD[start:], num_key_heads=key_NKD.shape[1]))
-        return torch.cat(outputs) if len(outputs) > 1 else outputs[0]
-
-    def _attend_singles(self, layer: int, query_SHD: Tensor, *, num_key_heads: int) -> Tensor:
-        """Tokens that see all of their sequence: the query heads of a key head are the rows of one small attention,
-        three calls of which are cheaper than one of torch's, which is made for long ones."""
-        scaled_SHD = query_SHD * query_SHD.shape[2] ** -0.5
-        queries_SKGD = scaled_SHD.reshape(len(query_SHD), num_key_heads, -1, query_SHD.shape[2])
-        attended_SKGD = []
-        for query_KGD, place in zip(queries_SKGD.unbind(), self._singles, strict=True):
-            key_KTD, value_KTD = place.read(layer)
-            weights_KGT = torch.bmm(query_KGD, key_KTD.transpose(1, 2)).softmax(-1)
-            attended_SKGD.append(torch.bmm(weights_KGT, value_KTD))
-        return torch.stack(attended_SKGD).view(query_SHD.shape)
+        return torch.cat(
+            [
+                chunk.attend(layer, query_NHD[rows], key_NKD[rows], value_NKD[rows])
+                for chunk, rows in zip(self._chunks, self._rows, strict=True)
+            ]
+        )
 
 
-class _Place:
-    """Where the tokens of a sequence up to the end of a chunk lie in the cache."""
+class PagedNumba:
+    """The way on CPUs: single tokens and drafts are attended by one compiled loop, where they lie; the long chunks of
+    prompts are matrix products, which torch does best."""
+
+    def __init__(self, cache: KeyValueCache, chunks: Sequence[CachedChunk]) -> None:
+        self._cache = cache
+        self._slots_N = torch.from_numpy(slots_of(chunks, cache.block_size))
+        firsts = offsets_of([len(chunk) for chunk in chunks]).tolist()
+        placed = list(zip(firsts, chunks, strict=False))  # the last offset is the end
+        self._longs = [
+            (slice(first, first + len(chunk)), _PlacedChunk(cache, chunk))
+            for first, chunk in placed
+            if len(chunk) > SHORT_CHUNK
+        ]
+        shorts = [(first, chunk) for first, chunk in placed if len(chunk) <= SHORT_CHUNK]
+        self._tables_SB = tables_of([chunk for _, chunk in shorts], cache.block_size)
+        self._spans_3S = np.array(
+            [(first, len(chunk), chunk.start) for first, chunk in shorts], dtype=np.int64
+        ).T.copy()
+
+    def __call__(self, layer: int, query_NHD: Tensor, key_NKD: Tensor, value_NKD: Tensor) -> Tensor:
+        keys, values = self._cache.keys[layer], self._cache.values[layer]
+        cpu_kernels.write_paged(keys, values, self._slots_N, key_NKD, value_NKD)
+        output_NHD = torch.empty_like(query_NHD)
+        for rows, chunk in self._longs:
+            output_NHD[rows] = chunk.attend(layer, query_NHD[rows], key_NKD[rows], value_NKD[rows])
+        if len(self._tables_SB):
+            firsts_S, lengths_S, starts_S = self._spans_3S
+            cpu_kernels.attend_paged(
+                query_NHD,
+                keys,
+                values,
+                output_NHD,
+                tables_SB=self._tables_SB,
+                firsts_S=firsts_S,
+                lengths_S=lengths_S,
+                starts_S=starts_S,
+            )
+        return output_NHD
+
+
+class _PlacedChunk:
+    """A chunk, with what all layers need to attend it. One with nothing before it does not read the cache at all. A
+    sequence whose blocks follow each other is read where it lies (the pool sees to it that most do), others are
+    gathered."""
 
     def __init__(self, cache: KeyValueCache, chunk: CachedChunk) -> None:
         self._cache = cache
         self._end = chunk.end
-        self._views: list[tuple[Tensor, Tensor]] = []  # of each layer's keys and values; none if they are scattered
+        self._band = _causal_band(chunk, cache) if chunk.start else None
         used = list(chunk.table[: -(-chunk.end // cache.block_size)])
-        if used[-1] - used[0] == len(used) - 1 and used == list(range(used[0], used[-1] + 1)):
-            first = used[0] * cache.block_size
-            # L layers: [L, K, T, D]
-            keys_LKTD, values_LKTD = (
-                part.flatten(2, 3)[:, :, first : first + chunk.end] for part in (cache.keys, cache.values)
-            )
-            self._views = list(zip(keys_LKTD.unbind(), values_LKTD.unbind(), strict=True))
-        else:
-            self._blocks = device_tensor(np.array(used, dtype=np.int64), cache.keys.device)
+        self._first = used[0] * cache.block_size if used == list(range(used[0], used[0] + len(used))) else None
+        self._blocks = device_tensor(np.array(used, dtype=np.int64), cache.keys.device)
 
-    def read(self, layer: int) -> tuple[Tensor, Tensor]:
-        """Keys and values, each [K, T, D] in the dtype of the network."""
-        if self._views:
-            keys, values = self._views[layer]
+    def attend(self, layer: int, query_NHD: Tensor, key_NKD: Tensor, value_NKD: Tensor) -> Tensor:
+        """Of its rows, whose keys and values are in the cache already -> [N, H, D]."""
+        if self._band is None:
+            return _chunk_attention(query_NHD, key_NKD.transpose(0, 1), value_NKD.transpose(0, 1), None)
+        key_KTD, value_KTD = (self._read(part[layer]) for part in (self._cache.keys, self._cache.values))
+        return _cached_attention(query_NHD, key_KTD, value_KTD, self._band)
+
+    def _read(self, cached: Tensor) -> Tensor:
+        """All of the sequence in one layer's keys or values, [K, T, D] in the dtype of the network."""
+        if self._first is None:
+            found_KTD = cached[:, self._blocks].flatten(1, 2)[:, : self._end]
         else:
-            keys, values = (
-                part[layer][:, self._blocks].flatten(1, 2)[:, : self._end]
-                for part in (self._cache.keys, self._cache.values)
-            )
-        if keys.dtype != self._cache.dtype:  # fp8
-            return keys.to(self._cache.dtype), values.to(self._cache.dtype)
-        return keys, values
+            found_KTD = cached.flatten(1, 2)[:, self._first : self._first + self._end]
+        return found_KTD.to(self._cache.dtype)  # from FP8
 
 
 @dataclass(frozen=True, slots=True)
@@ -397,15 +424,17 @@ def _causal_band(chunk: CachedChunk, cache: KeyValueCache) -> Tensor:
     return _additive(columns <= chunk.start + last + rows[:, None], cache.dtype)
 
 
-def _cached_attention(query_NHD: Tensor, key_KTD: Tensor, value_KTD: Tensor, band: Tensor) -> list[Tensor]:
+def _cached_attention(query_NHD: Tensor, key_KTD: Tensor, value_KTD: Tensor, band: Tensor) -> Tensor:
     """A chunk over all tokens up to its end, as many rows at a time as the band has."""
     end = key_KTD.shape[1]
     last = band.shape[1] - end
     parts = query_NHD.split(len(band))
-    return [
-        _chunk_attention(part, key_KTD, value_KTD, band[: len(part), shift : shift + end])
-        for part, shift in zip(parts, range(last, -1, -len(band)), strict=True)
-    ]
+    return torch.cat(
+        [
+            _chunk_attention(part, key_KTD, value_KTD, band[: len(part), shift : shift + end])
+            for part, shift in zip(parts, range(last, -1, -len(band)), strict=True)
+        ]
+    )
 
 
 def _additive(visible: Tensor, dtype: torch.dtype) -> Tensor:

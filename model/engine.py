@@ -68,14 +68,14 @@ class Engine:
         Raises ValueError for an attention implementation that cannot be used here.
         """
         weight = network.model.language_model.embed_tokens.weight
-        implementation = checked_implementation(options.attn_implementation, weight.device)
+        cache_dtype = torch.float8_e4m3fn if options.kv_cache_dtype else weight.dtype
+        implementation = checked_implementation(options.attn_implementation, weight.device, cache_dtype)
         check_block_size(options.block_size, implementation)
         graphs = None
         if options.cuda_graphs:
             if implementation != "triton":
                 raise ValueError(f"cuda_graphs needs attn_implementation 'triton', not {implementation!r}")
             graphs = partial(StepGraphs, max_sequences=options.max_batch_size, max_rows=options.max_step_rows)
-        cache_dtype = torch.float8_e4m3fn if options.kv_cache_dtype else weight.dtype
         logger.info("attention by %s over a cache of %s on %s", implementation, cache_dtype, weight.device)
         num_blocks = cache_tokens(network, options, implementation) // options.block_size
         pool = BlockPool(num_blocks, options.block_size)

@@ -23,7 +23,7 @@ class EngineOptions:
     dtype: str | None = None  # "float32", "bfloat16", "float16"; None: the checkpoint's own on cuda, float32 on cpu
     device: str = "cpu"
     tensor_parallel: int = 1  # GPUs (on a CPU: processes) the model is spread over; when one of them dies, all end
-    attn_implementation: str = "auto"  # "sdpa", "triton", "flash_attention_2"; auto: triton on cuda, sdpa on cpu
+    attn_implementation: str = "auto"  # "sdpa", "numba" (CPUs), "triton" (GPUs: auto takes it), "flash_attention_2"
     cuda_graphs: bool = False  # decode and verify steps as CUDA graphs; needs triton's attention and one GPU
     expert_layout: ExpertLayout = "auto"  # how experts lie on disk: "official", "transformers"; auto: by their shapes
     max_context: int | None = None  # most tokens of a prompt and its answer; None: what the checkpoint was made for

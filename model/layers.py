@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor, nn
 
+from model import cpu_kernels
+
 
 class RMSNorm(nn.Module):
     """Computed in fp32, cast back before the weight is applied (the order matters in bfloat16)."""
@@ -13,6 +15,8 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, hidden: Tensor) -> Tensor:
+        if cpu_kernels.serve(hidden):
+            return cpu_kernels.rms_norm(hidden, self.weight, self.eps)
         wide = hidden.float()
         normal = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)
         return self.weight * normal.to(hidden.dtype)
@@ -20,6 +24,8 @@ class RMSNorm(nn.Module):
 
 def rotate(heads_NHD: Tensor, cos_ND: Tensor, sin_ND: Tensor) -> Tensor:
     """Rotary embedding of heads [N, H, D], in the precision of cos and sin (fp32 in the vision tower) and back."""
+    if cpu_kernels.serve(heads_NHD) and cpu_kernels.serve(cos_ND):
+        return cpu_kernels.rotate(heads_NHD, cos_ND, sin_ND)
     wide = heads_NHD.to(cos_ND.dtype)
     first, second = wide.chunk(2, dim=-1)
     turned = torch.cat((-second, first), dim=-1)

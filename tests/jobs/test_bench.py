@@ -1,7 +1,5 @@
 """What benchmarks compute before they measure: against published sizes and by hand."""
 
-import argparse
-
 import pytest
 import torch
 
@@ -19,8 +17,7 @@ def meta_bench(name: str) -> Bench:
     bench = Bench.__new__(Bench)
     bench.config = sized_config(name)
     bench.network = empty_model(bench.config, device="meta", dtype=torch.bfloat16)
-    bench.dtype = torch.bfloat16
-    bench.options = argparse.Namespace(fp8_cache=False)
+    bench.dtype = bench.cache_dtype = torch.bfloat16
     return bench
 
 

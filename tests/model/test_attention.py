@@ -15,6 +15,7 @@ ROWS = {
     "chunks and single tokens": ((3, 7), (0, 5), (6, 7), (0, 1), (10, 11)),
     "chunks": ((0, 9), (4, 6)),
     "one": ((8, 9),),
+    "longer than our loops take": ((5, 30), (0, 20), (2, 3), (30, 31)),
 }
 
 
@@ -57,24 +58,34 @@ def flash_kvcache_stand_in(q, k_cache, v_cache, *, cache_seqlens, block_table, c
 @pytest.mark.parametrize("spans", ROWS.values(), ids=ROWS.keys())
 @pytest.mark.parametrize(
     ("implementation", "block_size", "mask_size"),
-    [("sdpa", 1, 2**22), ("sdpa", 3, 2**22), ("sdpa", 3, 21), ("sdpa", 3, 1), ("flash_attention_2", 256, 0)],
+    [
+        *[("sdpa", 1, 2**22), ("sdpa", 3, 2**22), ("sdpa", 3, 21), ("sdpa", 3, 1)],
+        *[("numba", 1, 2**22), ("numba", 3, 2**22), ("numba", 3, 21)],
+        ("flash_attention_2", 256, 0),
+    ],
 )
 def test_every_token_sees_its_own_sequence_up_to_itself(monkeypatch, implementation, block_size, mask_size, spans):
     monkeypatch.setattr(model.attention, "MASK_SIZE", mask_size)
     monkeypatch.setattr(model.attention, "flash_attn_varlen_func", flash_varlen_stand_in)
     monkeypatch.setattr(model.attention, "flash_attn_with_kvcache", flash_kvcache_stand_in)
     rng = np.random.default_rng(block_size)
-    num_blocks = BLOCKS * 6 if block_size < 16 else len(spans)
-    keys, values = (rng.standard_normal((LAYERS, KEY_HEADS, num_blocks, block_size, HEAD_DIM)) for _ in range(2))
-    cache = KeyValueCache(torch.from_numpy(keys.copy()), torch.from_numpy(values.copy()), torch.float64)
+    num_blocks = BLOCKS * 8 if block_size < 16 else len(spans)
+    dtype, tolerance = (np.float32, 1e-5) if implementation == "numba" else (np.float64, 1e-10)
+
+    def random(*shape: int) -> np.ndarray:
+        return rng.standard_normal(shape).astype(dtype)
+
+    keys, values = (random(LAYERS, KEY_HEADS, num_blocks, block_size, HEAD_DIM) for _ in range(2))
+    cached = [torch.from_numpy(part.copy()) for part in (keys, values)]
+    cache = KeyValueCache(*cached, cached[0].dtype)
     shuffled = iter(rng.permutation(num_blocks).tolist())
     tables = [[next(shuffled) for _ in range(-(-end // block_size))] for _, end in spans]
     chunks = [CachedChunk(table, *span) for table, span in zip(tables, spans, strict=True)]
     attention = paged_attention(cache, chunks, implementation, num_heads=HEADS)
     for layer in range(LAYERS):
         total = sum(end - start for start, end in spans)
-        query = rng.standard_normal((total, HEADS, HEAD_DIM))
-        new_keys, new_values = (rng.standard_normal((total, KEY_HEADS, HEAD_DIM)) for _ in range(2))
+        query = random(total, HEADS, HEAD_DIM)
+        new_keys, new_values = (random(total, KEY_HEADS, HEAD_DIM) for _ in range(2))
         got = attention(layer, *(torch.from_numpy(part) for part in (query, new_keys, new_values)))
         expected = np.empty_like(query)
         row = 0
@@ -90,7 +101,7 @@ def test_every_token_sees_its_own_sequence_up_to_itself(monkeypatch, implementat
                     seen_values = np.array([values[layer, group, block, slot] for block, slot in sequence])
                     expected[row, head] = attend(query[row, head], seen_keys, seen_values)
                 row += 1
-        np.testing.assert_allclose(got.numpy(), expected, atol=1e-10)
+        np.testing.assert_allclose(got.numpy(), expected, atol=tolerance)
     np.testing.assert_array_equal(cache.keys.numpy(), keys)  # nothing else in the cache was touched
     np.testing.assert_array_equal(cache.values.numpy(), values)
 
@@ -133,4 +144,11 @@ def test_the_heads_of_both_towers_go_through_flash_attention_as_through_torch(mo
 def test_without_the_package_the_error_names_the_extra(monkeypatch):
     monkeypatch.setattr(model.attention, "flash_attn_varlen_func", None)
     with pytest.raises(ValueError, match=r"needs flash-attn: pip install '\.\[flash\]'"):
-        checked_implementation("flash_attention_2", torch.device("cpu"))
+        checked_implementation("flash_attention_2", torch.device("cpu"), torch.float32)
+
+
+def test_what_a_cpu_attends_with_follows_the_dtype_of_its_cache():
+    assert checked_implementation("auto", torch.device("cpu"), torch.float32) == "numba"
+    assert checked_implementation("auto", torch.device("cpu"), torch.bfloat16) == "sdpa"
+    with pytest.raises(ValueError, match=r"for a float32 cache on a CPU, not torch\.float8_e4m3fn on cpu"):
+        checked_implementation("numba", torch.device("cpu"), torch.float8_e4m3fn)

@@ -370,7 +370,7 @@ def test_a_gpu_answers_as_the_cpu_does(tmp_path):
         ({"max_step_tokens": 0}, "max_step_tokens must be at least 1"),
         ({"kv_cache_tokens": 15}, "at least one block of 16, not 15"),
         ({"dtype": "int8"}, "dtype 'int8': choose float32"),
-        ({"attn_implementation": "eager"}, "'eager': choose 'auto', 'sdpa', 'triton' or 'flash_attention_2'"),
+        ({"attn_implementation": "eager"}, "'eager': choose 'auto', 'sdpa', 'numba', 'triton' or 'flash_attention_2'"),
         ({"max_draft_tokens": -1}, "max_draft_tokens must be at least 0, not -1"),
         ({"device": "toaster:1"}, "device 'toaster:1': choose cpu or cuda"),
         ({"block_size": 16, "attn_implementation": "flash_attention_2"}, "flash"),

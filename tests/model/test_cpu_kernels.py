@@ -1,0 +1,52 @@
+"""The compiled loops of a CPU against what torch computes by its own operations. Attention: see test_attention.py."""
+
+import numpy as np
+import pytest
+import torch
+
+from model import cpu_kernels
+from model.layers import RMSNorm, rotate
+
+
+@pytest.mark.parametrize("shape", [(1, 5), (7, 64), (3, 2, 40)], ids=str)
+def test_a_row_is_normalised_as_torch_does(shape):
+    torch.manual_seed(0)
+    norm = RMSNorm(shape[-1], eps=1e-6)
+    torch.nn.init.normal_(norm.weight)
+    hidden = 100 * torch.randn(shape)
+    hidden[0] = 0  # what is nothing stays nothing
+    expected = torch.nn.functional.rms_norm(hidden, shape[-1:], norm.weight, 1e-6)
+    with torch.inference_mode():
+        torch.testing.assert_close(norm(hidden), expected)
+
+
+@pytest.mark.parametrize("is_strided", [False, True])
+def test_heads_turn_as_torch_turns_them(is_strided):
+    torch.manual_seed(0)
+    heads_NHD = torch.randn(9, 3, 4, 40)[:, 1] if is_strided else torch.randn(9, 4, 40)
+    angles_ND = torch.randn(9, 40) * 50
+    expected = rotate(heads_NHD, angles_ND.cos(), angles_ND.sin())
+    with torch.inference_mode():
+        torch.testing.assert_close(rotate(heads_NHD, angles_ND.cos(), angles_ND.sin()), expected)
+
+
+def test_powers_of_e_are_those_of_a_softmax():
+    exponents = np.concatenate((np.linspace(-87, 0, 100_001), [-1e-30, -0.0])).astype(np.float32)
+    powers = exponents.copy()
+    cpu_kernels._exponentiate(powers)
+    np.testing.assert_allclose(powers, np.exp(exponents.astype(np.float64)), rtol=6e-6)
+    beyond = np.array([-88, -1e4, -np.inf], dtype=np.float32)
+    cpu_kernels._exponentiate(beyond)
+    assert (beyond < 1.3e-38).all()
+    assert (beyond >= 0).all()
+
+
+def test_other_numbers_and_training_go_through_torch():
+    single, half = torch.zeros(1), torch.zeros(1, dtype=torch.bfloat16)
+    assert not cpu_kernels.serve(single)
+    with torch.inference_mode():
+        assert cpu_kernels.serve(single)
+        assert not cpu_kernels.serve(half)
+    norm = RMSNorm(8, eps=1e-6)
+    norm(torch.randn(2, 8)).sum().backward()
+    assert norm.weight.grad is not None
