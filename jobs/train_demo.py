@@ -4,6 +4,8 @@ The first minutes teach the vision tower alone, by a probe that names the letter
 the rungs: plain lines in one typeface first; the next rung joins when the newest is read well enough (teacher-forced
 accuracy of held-out tokens), and all earlier rungs, and clips, stay in the mix. The forward pass is the project's own
 network, so training also proves it. Matrices are trained by Muon, everything else by AdamW.
+
+On a GPU: `--device cuda --generators 15 --token-budget 32768`, for it learns faster than one process draws.
 """
 
 import argparse
@@ -17,6 +19,7 @@ import time
 from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
+from itertools import islice
 from multiprocessing.queues import Queue
 from multiprocessing.sharedctypes import Synchronized
 from multiprocessing.synchronize import Event as EventType
@@ -38,6 +41,7 @@ from model.weights import from_pretrained, save_weights
 
 ADAMW_SHARE = 0.3  # of the learning rate: Muon's steps are a fifth of AdamW's at the same rate
 WARM_UP_STEPS = 100
+PROBE_STEPS, PROBE_LEARNING_RATE = 300, 3e-3  # of a new probe alone, beside a trained tower
 COOL_DOWN_SHARE = 0.6  # of the time, at its end: the learning rate falls to nothing
 PASS_MARKS = (0.4, 0.5, 0.6)  # accuracy on a rung that lets the next one in; the last mark is that of all further ones
 HTML_FROM_RUNG, HTML_SHARE = 6, 0.1  # the rungs that also ask for `qwenvl html`
@@ -150,8 +154,12 @@ def assist(folder: str, assistant: Assistant, queue: "Queue[Produced]") -> None:
 
 
 @contextlib.contextmanager
-def fast_precision() -> Iterator[None]:
-    """bf16 products where the CPU has instructions for them; fp32 elsewhere, for emulated ones are ten times slower."""
+def fast_precision(device: torch.device) -> Iterator[None]:
+    """bf16 products on GPUs and CPUs with instructions for them; fp32 elsewhere, emulated ones are ten times slower."""
+    if device.type == "cuda":
+        with torch.autocast("cuda", torch.bfloat16):
+            yield
+        return
     has_bf16 = any(torch.cpu.get_capabilities().get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
     if has_bf16:
         with torch.autocast("cpu", torch.bfloat16), sdpa_kernel(SDPBackend.MATH):
@@ -162,7 +170,7 @@ def fast_precision() -> Iterator[None]:
 
 def compute_gradients(network: Qwen3VL, probe: GlyphProbe, produced: Produced) -> dict[str, float]:
     """Adds the gradients of the weighted losses to the parameters -> the losses."""
-    with fast_precision():
+    with fast_precision(probe.weight.device):
         if produced.is_for_tower:
             losses = {"probe": tower_loss(network, probe, produced.batch)}
         else:
@@ -174,7 +182,7 @@ def compute_gradients(network: Qwen3VL, probe: GlyphProbe, produced: Produced) -
 class Trainer:
     """Network, probe and optimizers, kept in a folder."""
 
-    def __init__(self, work: Path, start: Path | None = None) -> None:
+    def __init__(self, work: Path, start: Path | None = None, *, device: str = "cpu") -> None:
         """`start`: a checkpoint to begin from where `work` holds none yet; otherwise a new one is made."""
         self.checkpoint, self._state_file = work / "checkpoint", work / "state.pt"
         if not (self.checkpoint / "model.safetensors").is_file():
@@ -182,8 +190,9 @@ class Trainer:
                 shutil.copytree(start, self.checkpoint, dirs_exist_ok=True)
             else:
                 write_new_checkpoint(self.checkpoint, seed=0)
-        self.network: Qwen3VL = from_pretrained(str(self.checkpoint), dtype=torch.float32).train().requires_grad_(True)
-        self.probe = GlyphProbe(self.network.config)
+        network: Qwen3VL = from_pretrained(str(self.checkpoint), device=device, dtype=torch.float32)
+        self.network = network.train().requires_grad_(True)
+        self.probe = GlyphProbe(self.network.config).to(device)
         self._everything = nn.ModuleDict({"network": self.network, "probe": self.probe})
         named = list(self._everything.named_parameters())
         matrices = [value for name, value in named if value.ndim == 2 and not ("embed" in name or "probe" in name)]
@@ -204,10 +213,11 @@ class Trainer:
             ),
         ]
         self._assistants: list[Assistant] = []
+        self.has_new_probe = start is not None and not self._state_file.is_file()
         told = self.checkpoint / TOLD_FILE
         self.progress = Progress(**json.loads(told.read_text())) if told.is_file() else Progress()
         if self._state_file.is_file():
-            state = torch.load(self._state_file, weights_only=True)
+            state = torch.load(self._state_file, weights_only=True, map_location=device)
             self._everything.load_state_dict(state["everything"])
             for optimizer, kept in zip(self._optimizers, state["optimizers"], strict=True):
                 optimizer.load_state_dict(kept)
@@ -240,10 +250,24 @@ class Trainer:
         self.progress.samples += len(produced.batch.token_ids_BT)
         return losses
 
+    def fit_probe(self, batches: Iterator[Produced]) -> None:
+        """A new probe learns to read what the trained tower says; before it can, its gradients would harm the tower."""
+        optimizer = torch.optim.AdamW(self.probe.parameters(), lr=PROBE_LEARNING_RATE)
+        decay = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.02, PROBE_STEPS)
+        for produced in islice(batches, PROBE_STEPS):
+            with fast_precision(self.probe.weight.device):
+                loss = tower_loss(self.network.requires_grad_(False), self.probe, produced.batch)
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            decay.step()
+        self.network.requires_grad_(True)
+        self.has_new_probe = False
+
     @torch.no_grad()
     def examine(self, produced: Produced) -> None:
         """A held-out batch: its accuracy enters the running mean of its rung, and may open the next rung."""
-        with fast_precision():
+        with fast_precision(self.probe.weight.device):
             _, accuracy = losses_of(self.network, self.probe, produced.batch)
         progress = self.progress
         name = "clips" if produced.rung == CLIPS else READABLE[produced.rung].name
@@ -256,7 +280,7 @@ class Trainer:
     @torch.no_grad()
     def log_ablation(self, batches: Iterable[TrainingBatch]) -> None:
         """What DeepStack is worth: the accuracy on held-out batches with its levels, and with zeros in their place."""
-        with fast_precision():
+        with fast_precision(self.probe.weight.device):
             whole, ablated = (
                 np.mean([losses_of(self.network, self.probe, batch, has_deepstack=has)[1] for batch in batches])
                 for has in (True, False)
@@ -284,19 +308,25 @@ def train(
     tower_minutes: float,
     peak_learning_rate: float,
     focus: int | None,
+    device: str,
     assistants: int,
+    generators: int,
     budget: int,
     log_every: int,
 ) -> None:
     """Goes on from `work` (made new when it is empty) for so many minutes; writes the checkpoint there every few."""
-    trainer = Trainer(work, start)
+    trainer = Trainer(work, start, device=device)
     progress = trainer.progress
     before = progress.seconds
     context = multiprocessing.get_context("spawn")
     # Said before the generator starts: a run that goes on must not begin with batches for the tower.
     is_tower_alone = before < 60 * tower_minutes
     rung, queue = context.Value("i", ONLY_TOWER if is_tower_alone else progress.rung), context.Queue(maxsize=24)
-    context.Process(target=produce, args=(str(trainer.checkpoint), rung, focus, queue, 0, budget), daemon=True).start()
+    for number in range(generators):
+        told = (str(trainer.checkpoint), rung, focus, queue, number, budget)
+        context.Process(target=produce, args=told, daemon=True).start()
+    if trainer.has_new_probe:
+        trainer.fit_probe(iter(queue.get, None))
     trainer.start_assistants(assistants, queue)
     started = saved = time.monotonic()
     kept: dict[str, list[float]] = {}
@@ -355,11 +385,23 @@ def main() -> None:
     )
     parser.add_argument("--token-budget", type=int, default=2048, help="tokens of one batch (default: 2048)")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads of the network (default: 1)")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda (default: cpu)")
     parser.add_argument(
-        "--assistants", type=int, default=1, help="processes that compute gradients beside the trainer (default: 1)"
+        "--assistants",
+        type=int,
+        help="processes that compute gradients beside the trainer, on CPUs (default: 1 with --device cpu)",
+    )
+    parser.add_argument(
+        "--generators", type=int, default=1, help="processes that draw pages and clips; a GPU wants many (default: 1)"
     )
     parser.add_argument("--log-every", type=int, default=50, help="steps between two lines of the log (default: 50)")
     options = parser.parse_args()
+    is_on_cpu = options.device == "cpu"
+    if options.assistants and not is_on_cpu:
+        parser.error(
+            f"--assistants {options.assistants} computes on a CPU: leave it out with --device {options.device}"
+        )
+    assistants = int(is_on_cpu) if options.assistants is None else options.assistants
     torch.set_num_threads(options.threads)
     train(
         options.work,
@@ -368,7 +410,9 @@ def main() -> None:
         tower_minutes=options.tower_minutes,
         peak_learning_rate=options.learning_rate,
         focus=rungs.get(options.focus),
-        assistants=options.assistants,
+        device=options.device,
+        assistants=assistants,
+        generators=options.generators,
         budget=options.token_budget,
         log_every=options.log_every,
     )

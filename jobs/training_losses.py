@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from jobs.training_batches import CELL_HEIGHT, CELL_WIDTH, NAMES, NOWHERE, TrainingBatch
-from model.attention import PackedCausal
+from model.attention import PackedCausal, device_tensor
 from model.config import ModelConfig
 from model.qwen3_vl import Qwen3VL
 
@@ -53,7 +53,7 @@ class PointingCausal:
             query_BTD, key_BTD = (heads[:, 0].unflatten(0, self._shape) for heads in (query_NHD, key_NKD))
             scores_BTT = torch.einsum("bqd,bkd->bqk", query_BTD, key_BTD) * query_NHD.shape[-1] ** -0.5
             scores_RT = scores_BTT[self._sample_R, self._row_R].float()
-            future_RT = torch.arange(self._shape[1]) > self._row_R[:, None]
+            future_RT = torch.arange(self._shape[1], device=scores_RT.device) > self._row_R[:, None]
             scores_RT = scores_RT.masked_fill(future_RT, -torch.inf)
             self.losses.append(F.cross_entropy(scores_RT, self._targets_LR[POINTING_LAYERS.index(layer)]))
         return self._inner(layer, query_NHD, key_NKD, value_NKD)
@@ -61,8 +61,9 @@ class PointingCausal:
 
 def tower_loss(network: Qwen3VL, probe: GlyphProbe, batch: TrainingBatch) -> Tensor:
     """The probe's loss alone: the decoder is not run."""
-    visual = network.look(torch.from_numpy(batch.patches_PC), batch.grids_G3)
-    return probe.loss(visual.embeddings_MO, torch.from_numpy(batch.glyphs_MQA))
+    device = probe.weight.device
+    visual = network.look(device_tensor(batch.patches_PC, device), batch.grids_G3)
+    return probe.loss(visual.embeddings_MO, device_tensor(batch.glyphs_MQA, device))
 
 
 def losses_of(
@@ -70,18 +71,19 @@ def losses_of(
 ) -> tuple[dict[str, Tensor], float]:
     """Mean cross-entropy of the answers' tokens with what the probe and the pointing heads lose, where there is any;
     and the share of the answers' tokens guessed right. Without DeepStack the decoder gets zeros from its levels."""
-    token_ids_BT = torch.from_numpy(batch.token_ids_BT)
-    visual = network.look(torch.from_numpy(batch.patches_PC), batch.grids_G3)
+    device = probe.weight.device
+    token_ids_BT = device_tensor(batch.token_ids_BT, device)
+    visual = network.look(device_tensor(batch.patches_PC, device), batch.grids_G3)
     if not has_deepstack:
         visual = replace(visual, deepstack_LMO=torch.zeros_like(visual.deepstack_LMO))
-    pointing = PointingCausal(torch.from_numpy(batch.targets_LBT))
-    hidden_NE = network(token_ids_BT.flatten(), torch.from_numpy(batch.positions_3N), pointing, visual)
-    predicted = torch.from_numpy(batch.is_answer_BT).flatten().nonzero().squeeze(1)
+    pointing = PointingCausal(device_tensor(batch.targets_LBT, device))
+    hidden_NE = network(token_ids_BT.flatten(), device_tensor(batch.positions_3N, device), pointing, visual)
+    predicted = device_tensor(batch.is_answer_BT.flatten().nonzero()[0], device)
     logits = network.logits(hidden_NE[predicted - 1]).float()
     targets = token_ids_BT.flatten()[predicted]
     losses = {"answer": F.cross_entropy(logits, targets)}
     if pointing.losses:
         losses["pointing"] = torch.stack(pointing.losses).mean()
     if batch.glyphs_MQA.any():
-        losses["probe"] = probe.loss(visual.embeddings_MO, torch.from_numpy(batch.glyphs_MQA))
+        losses["probe"] = probe.loss(visual.embeddings_MO, device_tensor(batch.glyphs_MQA, device))
     return losses, (logits.argmax(-1) == targets).float().mean().item()

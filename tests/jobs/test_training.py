@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from itertools import cycle, islice
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from jobs.evaluate import clip_question, clip_scores
 from jobs.sample_truth import Glyph
 from jobs.sample_videos import COLORS, answer_for, clip_window, is_clear, make_clip, pairs_of
 from jobs.samples import DENSE_LADDER, READABLE, render_with_glyphs
-from jobs.train_demo import Progress, Trainer
+from jobs.train_demo import Produced, Progress, Trainer
 from jobs.training_batches import (
     CELL_HEIGHT,
     CELL_WIDTH,
@@ -28,7 +29,7 @@ from jobs.training_batches import (
     page_sample,
 )
 from jobs.training_clips import looks, sights
-from jobs.training_losses import POINTING_LAYERS, GlyphProbe, PointingCausal, losses_of
+from jobs.training_losses import POINTING_LAYERS, GlyphProbe, PointingCausal, losses_of, tower_loss
 from model.processor import Processor
 from model.request import Completion, Frames
 from model.weights import from_pretrained
@@ -219,3 +220,23 @@ def test_training_begins_where_a_shipped_checkpoint_ended_and_goes_on_where_it_w
     again = Trainer(tmp_path)
     assert again.progress.step == shipped["step"] + 5
     assert (again.probe.bias == 3.0).all()
+
+
+def test_a_new_probe_is_fitted_before_its_gradients_reach_a_trained_tower(tmp_path, processor):
+    trainer = Trainer(tmp_path, Path(CHECKPOINT))
+    assert trainer.has_new_probe
+    before = {name: value.clone() for name, value in trainer.network.state_dict().items()}
+    rng = np.random.default_rng(7)
+    made = page_batches(processor, rng, DENSE_LADDER[0], held_out=False, token_budget=256)
+    batches = [Produced(0, False, batch, is_for_tower=True) for batch in made]
+
+    def lost() -> float:
+        return tower_loss(trainer.network, trainer.probe, batches[0].batch).item()
+
+    at_first = lost()
+    trainer.fit_probe(islice(cycle(batches), 20))
+    assert lost() < 0.5 * at_first
+    assert all(torch.equal(value, before[name]) for name, value in trainer.network.state_dict().items())
+    assert all(parameter.requires_grad for parameter in trainer.network.parameters())
+    trainer.save()
+    assert not Trainer(tmp_path, Path(CHECKPOINT)).has_new_probe
