@@ -1,113 +1,68 @@
 """Drafts: what the next tokens of an answer probably are, copied from a text that says nearly the same. No torch.
 
-A page that was born digital carries its own words. A pointer follows them while the answer is written; what stands
-behind it is proposed, the network checks all of it in one pass, and only what it would have written itself is kept. A
-wrong draft costs time and never changes an answer. (Copy lookup: Saxena, prompt lookup decoding, 2023; Duan, arXiv
-2512.18122.)
+A page that was born digital carries its own words. The last characters of the answer are looked for in them, whatever
+was misread; what stands behind that place is proposed, the network checks all of it in one pass, and only what it would
+have written itself is kept. A wrong draft costs time and never changes an answer. (Copied drafts: Saxena, prompt lookup
+decoding, 2023. Alignment that may begin and end anywhere in a text: Sellers, J. Algorithms 1, 1980.)
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-FIRST_LENGTH = 4  # of a draft, before anything is known about the text
+import numba
+import numpy as np
+from numpy.typing import NDArray
+
+FIRST_LENGTH = 4  # of a draft, before anything is known about the text; and of later ones where the text is followed
+SHORTEST_LENGTH = 2  # where it is not
 MAX_LENGTH = 16
-REACH = 32  # how far ahead a single token may move the pointer; two in a row may move it anywhere
 LOW_ACCEPTANCE = 0.4  # a text whose drafts are kept more rarely than this waits while the batch is full
-
-
-class Pointer:
-    """Follows one spelling of the text, as tokens. Where the text breaks a line, the break that the answer wrote last
-    is proposed in its place: newlines, marks of headings and lists, bars between cells."""
-
-    def __init__(self, token_ids: Sequence[int], is_format: Callable[[int], bool]) -> None:
-        self.token_ids = token_ids
-        self.place = 0
-        self.run = 1  # tokens in a row that were followed; 0: lost
-        self._is_format = is_format
-        self._break: list[int] = []  # the format tokens written since the last word
-        self._usual_break: list[int] = []
-        self._last = -1
-        self._pairs: dict[tuple[int, int], list[int]] = {}
-        for index in range(len(token_ids) - 1):
-            self._pairs.setdefault((token_ids[index], token_ids[index + 1]), []).append(index)
-
-    def follow(self, token_id: int) -> None:
-        """The answer went on with `token_id`."""
-        word = self._next_word(self.place)
-        if self._is_format(token_id):
-            if not self._break and word == self.place:  # a break where this spelling has none
-                self.run = min(self.run, 1)
-            self._break.append(token_id)
-            self.place = word
-        else:
-            if not self._break and word > self.place:  # no break where this spelling has one
-                self.run = 0
-            self._usual_break = self._break or self._usual_break
-            self._break = []
-            if word < len(self.token_ids) and self.token_ids[word] == token_id:
-                self.place = word + 1
-                self.run += 1
-            else:
-                self._find(token_id)
-        self._last = token_id
-
-    def propose(self, most: int) -> tuple[int, ...]:
-        """What probably comes next."""
-        proposed: list[int] = []
-        if self._break and self._usual_break[: len(self._break)] == self._break:
-            proposed += self._usual_break[len(self._break) :]
-        place = self.place
-        while len(proposed) < most and place < len(self.token_ids):
-            word = self._next_word(place)
-            proposed += (self._usual_break or self.token_ids[place:word]) if word > place else ()
-            proposed += self.token_ids[word : word + 1]
-            place = word + 1
-        return tuple(proposed[:most])
-
-    def _next_word(self, place: int) -> int:
-        while place < len(self.token_ids) and self._is_format(self.token_ids[place]):
-            place += 1
-        return place
-
-    def _find(self, token_id: int) -> None:
-        pairs = self._pairs.get((self._last, token_id), ())
-        ahead = [index + 2 for index in pairs if index + 2 > self.place]
-        near = self.token_ids[self.place : self.place + REACH]
-        if pairs:
-            self.place, self.run = (ahead or [pairs[0] + 2])[0], 2
-        elif token_id in near:
-            self.place, self.run = self.place + near.index(token_id) + 1, 1
-        else:
-            self.run = 0
+TAIL = 8  # characters at the end of the answer that are looked for
+BACK, AHEAD = 32, 64  # characters around the place they should be at; if they are not there, the whole text is searched
+STRETCH = 64  # characters that are made tokens at once
+SPACES = " \n\t"
+UNWORDED_CHARACTERS = "#*|`>_-~" + SPACES  # what Markdown puts between the words of a page
+# What an alignment costs: a character misread, left out or added; one that is no word's; being one place off.
+MISREAD, UNWORDED, OFF = 50, 15, 1
+LOST = 20 * TAIL
 
 
 @dataclass(slots=True)
 class Drafter:
-    """The drafts of one answer: the text in one or several spellings, and how long a draft pays."""
+    """The drafts of one answer. `encode` and `decode` are the tokenizer's, without special tokens."""
 
-    pointers: Sequence[Pointer]
-    length: int = FIRST_LENGTH
+    text: str
+    encode: Callable[[str], list[int]]
+    decode: Callable[[Sequence[int]], str]
+    length: int = FIRST_LENGTH  # of the next draft
     drafted: int = 0
     accepted: int = 0
-    _recent: float = field(default=1.0)  # share of the drafted tokens that was kept, the last drafts counting most
+    acceptance: float = 1.0  # share of the drafted tokens that was kept, the last drafts counting most
+    _place: int = 0  # in the text, where `_upcoming` began
+    _break: str = " "  # what the answer last wrote where the text begins a new line
+    _upcoming: list[int] = field(default_factory=list)
+    _written: list[int] = field(default_factory=list)  # since then
+    _tail: list[int] = field(default_factory=list)  # the last tokens of the answer
+    _codes: tuple[NDArray[np.int64], NDArray[np.int64]] = field(init=False)  # of the text
 
-    @property
-    def acceptance(self) -> float:
-        return self._recent
+    def __post_init__(self) -> None:
+        self._codes = _codes_of(self.text)
 
     def propose(self, most: int) -> tuple[int, ...]:
         """Up to `most` tokens; none when the answer has left the text."""
-        best = max(self.pointers, key=lambda pointer: pointer.run, default=None)
-        # Where drafts were mostly wrong, one word in the right place is not enough to try again.
-        if best is None or best.run < (1 if self.acceptance >= LOW_ACCEPTANCE else 2):
-            return ()
-        return best.propose(min(most, self.length))
+        count = len(self._written)
+        if count >= len(self._upcoming) or self._upcoming[:count] != self._written:
+            cost = self._align()
+            # Where drafts were mostly wrong, words that are only alike are not enough to try again.
+            if cost > (LOST if self.acceptance >= LOW_ACCEPTANCE else MISREAD):
+                return ()
+            count = 0
+        return tuple(self._upcoming[count : count + min(most, self.length)])
 
     def follow(self, token_ids: Sequence[int]) -> None:
         """The answer went on with `token_ids`."""
-        for pointer in self.pointers:
-            for token_id in token_ids:
-                pointer.follow(token_id)
+        self._written += token_ids
+        self._tail = [*self._tail, *token_ids][-TAIL:]
 
     def learn(self, drafted: int, accepted: int) -> None:
         """A draft of `drafted` tokens was checked: longer ones after success, about as long as what was kept else."""
@@ -115,17 +70,69 @@ class Drafter:
             return
         self.drafted += drafted
         self.accepted += accepted
-        self._recent += 0.3 * (accepted / drafted - self._recent)
+        self.acceptance += 0.3 * (accepted / drafted - self.acceptance)
         if accepted == drafted:
             self.length = min(2 * self.length, MAX_LENGTH)
         else:
-            self.length = max(1, min(accepted + 2 if accepted else self.length // 2, MAX_LENGTH))
+            least = FIRST_LENGTH if self.acceptance >= LOW_ACCEPTANCE else SHORTEST_LENGTH
+            self.length = max(least, min(accepted + 2, MAX_LENGTH))
+
+    def _align(self) -> int:
+        """Finds where in the text the answer has come to, and makes tokens of what stands there -> what it cost."""
+        tail = self.decode(self._tail)[-TAIL:]
+        expected = min(self._place + len(self.decode(self._written)), len(self.text))
+        first = max(expected - BACK, 0)
+        wanted = _codes_of(tail)
+        near = _costs(*wanted, *(part[first : expected + AHEAD] for part in self._codes))
+        near += OFF * abs(np.arange(first, first + len(near)) - expected)
+        self._place, cost = first + int(near.argmin()), int(near.min())
+        if cost > LOST:
+            anywhere = _costs(*wanted, *self._codes)
+            if anywhere.min() + 2 * MISREAD < cost:
+                self._place, cost = int(anywhere.argmin()), int(anywhere.min())
+        self._pass_break(tail)
+        ahead = self.text[self._place : self._place + STRETCH].replace("\n", self._break)
+        if tail[-1:].isspace():
+            ahead = ahead.lstrip()
+        # The tokens at the cut would be others if the text went on.
+        self._upcoming = self.encode(ahead)[: None if self._place + STRETCH >= len(self.text) else -2]
+        self._written = []
+        return cost
+
+    def _pass_break(self, tail: str) -> None:
+        """If the answer has just written a break where the text has one: the next ones are probably alike."""
+        written = tail[len(tail.rstrip(UNWORDED_CHARACTERS)) :]
+        if not written:
+            return
+        around = self.text[max(self._place - TAIL, 0) : self._place + TAIL]
+        before = self.text[max(self._place - TAIL, 0) : self._place].rstrip(UNWORDED_CHARACTERS)
+        behind = self.text[self._place : self._place + TAIL].lstrip(UNWORDED_CHARACTERS)
+        if "\n" in around[len(before) : len(around) - len(behind)]:
+            self._break = written
+            self._place = min(self._place + TAIL, len(self.text)) - len(behind)
 
 
-def drafter(spellings: Sequence[Sequence[int]], is_format: Callable[[int], bool]) -> Drafter:
-    """`spellings`: the text as tokens, its lines kept and its lines joined, say; equal ones count once."""
-    unique = {tuple(token_ids): None for token_ids in spellings if token_ids}
-    return Drafter([Pointer(token_ids, is_format) for token_ids in unique])
+def _codes_of(text: str) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Its characters, spaces alike, and what each costs when the other side has nothing in its place."""
+    codes = [ord(" ") if character in SPACES else ord(character) for character in text]
+    costs = [UNWORDED if character in UNWORDED_CHARACTERS else MISREAD for character in text]
+    return np.array(codes, dtype=np.int64), np.array(costs, dtype=np.int64)
+
+
+@numba.njit(cache=True, nogil=True)
+def _costs(
+    tail: NDArray[np.int64], tail_costs: NDArray[np.int64], text: NDArray[np.int64], text_costs: NDArray[np.int64]
+) -> NDArray[np.int64]:
+    """What it costs at least to align `tail` with something that ends in front of text[n], for n from 0 to its end."""
+    row = np.zeros(len(text) + 1, np.int64)
+    for i in range(len(tail)):
+        diagonal = row[0]
+        row[0] += tail_costs[i]
+        for j in range(len(text)):
+            replaced = diagonal + (0 if tail[i] == text[j] else MISREAD)
+            diagonal = row[j + 1]
+            row[j + 1] = min(replaced, row[j + 1] + tail_costs[i], row[j] + text_costs[j])
+    return row
 
 
 def share_budget(drafters: Sequence[Drafter], budget: int) -> list[int]:

@@ -9,7 +9,7 @@ import json
 import logging
 import time
 from bisect import bisect_right
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -21,7 +21,7 @@ from model.attention import check_block_size, checked_implementation
 from model.cache import BlockPool
 from model.capacity import cache_tokens
 from model.config import read_config
-from model.drafts import drafter as make_drafter
+from model.drafts import Drafter
 from model.engine_options import DTYPES, EngineOptions
 from model.graphs import StepGraphs
 from model.grids import placed_grids
@@ -37,8 +37,6 @@ from model.scheduler import Chunk, Request, Scheduler
 from model.weights import from_pretrained
 
 logger = logging.getLogger(__name__)
-
-FORMAT_CHARACTERS = " \n\t#*|`>_-~"  # what Markdown puts between the words of a page
 
 
 class ThinkTokenIds(NamedTuple):
@@ -103,7 +101,6 @@ class Engine:
         )
         self._config = network.config
         self._options = options
-        self._formats: dict[int, bool] = {}  # of the tokens that were asked for
         self._keys: set[str] = set()
         self._stats = EngineStats(max_batch_size=options.max_batch_size)
 
@@ -160,9 +157,8 @@ class Engine:
         if self._options.prefix_cache:
             request.keys = BlockKeys(prompt, places, self._options.block_size)
         if prompt.draft_text and self._options.max_draft_tokens:
-            spellings = self._spellings(prompt.draft_text)
-            request.expected_new_tokens = len(spellings[0])
-            request.drafter = make_drafter(spellings, self._is_format_token)
+            request.expected_new_tokens = len(self._encode(prompt.draft_text))
+            request.drafter = Drafter(prompt.draft_text, self._encode, self._decode)
         if self._think_token_ids and self._think_token_ids.open in prompt.token_ids_T[-2:]:  # a line break may follow
             request.reasoning_end = None
         self._scheduler.add(request)
@@ -304,19 +300,12 @@ class Engine:
         counts = range(len(token_ids) + 1)
         return bisect_right(counts, clean, key=lambda count: len(self._decode(token_ids[:count]))) - 1
 
-    def _decode(self, token_ids: list[int]) -> str:
+    def _decode(self, token_ids: Sequence[int]) -> str:
         return self._tokenizer.decode(token_ids, skip_special_tokens=True)
 
-    def _spellings(self, text: str) -> list[list[int]]:
-        """The draft text as tokens, its lines kept and its lines joined: an answer may do either."""
-        joined = " ".join(line.strip() for line in text.split("\n"))
-        return [self._tokenizer.encode(spelling, add_special_tokens=False).ids for spelling in (text, joined)]
-
-    def _is_format_token(self, token_id: int) -> bool:
-        if token_id not in self._formats:
-            text = self._tokenizer.decode([token_id], skip_special_tokens=False)
-            self._formats[token_id] = not text.strip(FORMAT_CHARACTERS)
-        return self._formats[token_id]
+    def _encode(self, text: str) -> list[int]:
+        token_ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
+        return token_ids
 
 
 def find_think_token_ids(tokenizer: Any) -> ThinkTokenIds | None:
