@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 FIRST_LENGTH = 4  # of a draft, before anything is known about the text; and of later ones where the text is followed
 SHORTEST_LENGTH = 2  # where it is not
 MAX_LENGTH = 16
-LOW_ACCEPTANCE = 0.4  # a text whose drafts are kept more rarely than this waits while the batch is full
+LOW_ACCEPTANCE = 0.5  # a text whose drafts are kept more rarely than this waits while the batch is full
 TAIL = 8  # characters at the end of the answer that are looked for
 BACK, AHEAD = 32, 64  # characters around the place they should be at; if they are not there, the whole text is searched
 STRETCH = 64  # characters that are made tokens at once
@@ -54,7 +54,7 @@ class Drafter:
         if count >= len(self._upcoming) or self._upcoming[:count] != self._written:
             cost = self._align()
             # Where drafts were mostly wrong, words that are only alike are not enough to try again.
-            if cost > (LOST if self.acceptance >= LOW_ACCEPTANCE else MISREAD):
+            if cost > (LOST if self.acceptance >= LOW_ACCEPTANCE else TAIL * OFF):
                 return ()
             count = 0
         return tuple(self._upcoming[count : count + min(most, self.length)])
