@@ -10,7 +10,8 @@ import ray.data
 
 from pipeline.job import CHECKOUT
 
-MORE_CPUS = 3  # than there are, for stages that mostly wait: so that small machines can hold all of them
+MORE_CPUS = 2  # than there are, for stages that mostly wait; decoders and replicas then have as many threads as cores
+LEAST_CPUS = 4  # so that the smallest machine can hold all stages
 
 
 @contextmanager
@@ -21,7 +22,7 @@ def connected() -> Iterator[None]:
         is_submitted = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
         ray.init(runtime_env=None if is_submitted else {"working_dir": str(CHECKOUT)}, logging_level=logging.WARNING)
     else:
-        cpus = MORE_CPUS + (os.cpu_count() or 1)
+        cpus = max(LEAST_CPUS, MORE_CPUS + (os.cpu_count() or 1))
         ray.init(address="local", num_cpus=cpus, include_dashboard=False, logging_level=logging.ERROR)
     for handler in logging.getLogger("ray.data").handlers:
         if handler.name == "console":  # its file keeps everything, and what ends a job is raised
