@@ -242,7 +242,7 @@ def main() -> None:
     shared.add_argument("--model", default="model/demo", help="checkpoint: a folder or a hub id (default: model/demo)")
     shared.add_argument("--device", default="cpu", help="cpu or cuda (default: cpu)")
     shared.add_argument("--pages", type=int, default=64, help="how many sample pages (default: 64)")
-    shared.add_argument("--batch-size", type=int, default=64, help="pages at once, for all (default: 64, as in jobs)")
+    shared.add_argument("--batch-size", type=int, default=64, help="pages at once, for all (default: 64, as an engine)")
     shared.add_argument("--max-new-tokens", type=int, default=256, help="longest answer (default: 256)")
     shared.add_argument("--threads", type=int, default=1, help="CPU threads (default: 1)")
     shared.add_argument("--repeats", type=int, default=1, help="how often each is timed; the least counts (default: 1)")

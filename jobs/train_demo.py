@@ -254,9 +254,10 @@ class Trainer:
         """A new probe learns to read what the trained tower says; before it can, its gradients would harm the tower."""
         optimizer = torch.optim.AdamW(self.probe.parameters(), lr=PROBE_LEARNING_RATE)
         decay = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.02, PROBE_STEPS)
+        self.network.requires_grad_(False)
         for produced in islice(batches, PROBE_STEPS):
             with fast_precision(self.probe.weight.device):
-                loss = tower_loss(self.network.requires_grad_(False), self.probe, produced.batch)
+                loss = tower_loss(self.network, self.probe, produced.batch)
             loss.backward()
             optimizer.step()
             optimizer.zero_grad()

@@ -104,12 +104,13 @@ class Drafter:
         written = tail[len(tail.rstrip(UNWORDED_CHARACTERS)) :]
         if not written:
             return
-        around = self.text[max(self._place - TAIL, 0) : self._place + TAIL]
-        before = self.text[max(self._place - TAIL, 0) : self._place].rstrip(UNWORDED_CHARACTERS)
-        behind = self.text[self._place : self._place + TAIL].lstrip(UNWORDED_CHARACTERS)
-        if "\n" in around[len(before) : len(around) - len(behind)]:
+        start = max(self._place - TAIL, 0)
+        before, behind = self.text[start : self._place], self.text[self._place : self._place + TAIL]
+        first = start + len(before.rstrip(UNWORDED_CHARACTERS))  # of what no word is made of, around the place
+        last = self._place + len(behind) - len(behind.lstrip(UNWORDED_CHARACTERS))
+        if "\n" in self.text[first:last]:
             self._break = written
-            self._place = min(self._place + TAIL, len(self.text)) - len(behind)
+            self._place = last
 
 
 def _codes_of(text: str) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
