@@ -156,8 +156,9 @@ class Replica:
 
     def __init__(self, load_engine: Callable[[], Engine], suspects: Suspects, step_timeout_seconds: float) -> None:
         self._replica_id = uuid.uuid4().hex
-        # Ray starts an actor that died anew under its old id.
-        self._actor_id = ray.get_runtime_context().get_actor_id() or self._replica_id
+        # Ray starts an actor that died anew under its old id. Outside an actor, asking for it would start a Ray.
+        actor_id = ray.get_runtime_context().get_actor_id() if ray.is_initialized() else None
+        self._actor_id = actor_id or self._replica_id
         self._suspects = suspects
         self._suspects.started(self._actor_id)
         self._engine = load_engine()

@@ -96,6 +96,21 @@ asyncio.run(Replica(FakeLoader(hangs="HANG"), DirectLedger(), 2.0)(unit_row(1, [
 """
 
 
+ENGINE_OUTSIDE_RAY = """
+import asyncio, ray
+from pipeline.replica import Replica
+from tests.fakes import DirectLedger, FakeLoader
+from tests.pipeline.test_replica import unit_row
+
+asyncio.run(Replica(FakeLoader(), DirectLedger(), 600.0)(unit_row(1, ["x"])))
+assert not ray.is_initialized()
+"""
+
+
+def test_a_replica_outside_an_actor_starts_no_ray():
+    subprocess.run([sys.executable, "-c", ENGINE_OUTSIDE_RAY], cwd=ROOT, timeout=300, check=True)
+
+
 def test_a_step_that_hangs_in_native_code_ends_its_process_and_its_log_says_where():
     began = time.monotonic()
     done = subprocess.run(
