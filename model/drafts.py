@@ -6,6 +6,7 @@ have written itself is kept. A wrong draft costs time and never changes an answe
 decoding, 2023. Alignment that may begin and end anywhere in a text: Sellers, J. Algorithms 1, 1980.)
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -13,13 +14,15 @@ import numba
 import numpy as np
 from numpy.typing import NDArray
 
-FIRST_LENGTH = 4  # of a draft, before anything is known about the text; and of later ones where the text is followed
-SHORTEST_LENGTH = 2  # where it is not
-MAX_LENGTH = 16
-LOW_ACCEPTANCE = 0.5  # a text whose drafts are kept more rarely than this waits while the batch is full
+MAX_LENGTH = 24
+FIRST_ACCEPTANCE = 0.8  # of a text of which nothing is known yet
+MEMORY = 0.1  # how much the last token counts in what is known of a text
+PATIENCE = 4  # tokens that are written before a text whose drafts are not worth their rows is looked into again
+# What a pass costs whatever is in it, in rows: on a GPU reading the weights, which hides many rows; on a CPU little.
+FREE_ROWS = {"cuda": 200, "cpu": 12}
 TAIL = 8  # characters at the end of the answer that are looked for
 BACK, AHEAD = 32, 64  # characters around the place they should be at; if they are not there, the whole text is searched
-STRETCH = 64  # characters that are made tokens at once
+STRETCH = 48  # characters that are made tokens at once
 SPACES = " \n\t"
 UNWORDED_CHARACTERS = "#*|`>_-~" + SPACES  # what Markdown puts between the words of a page
 # What an alignment costs: a character misread, left out or added; one that is no word's; being one place off.
@@ -34,48 +37,47 @@ class Drafter:
     text: str
     encode: Callable[[str], list[int]]
     decode: Callable[[Sequence[int]], str]
-    length: int = FIRST_LENGTH  # of the next draft
     drafted: int = 0
     accepted: int = 0
-    acceptance: float = 1.0  # share of the drafted tokens that was kept, the last drafts counting most
+    acceptance: float = FIRST_ACCEPTANCE  # share of the tokens that lately stood where they were looked for
     _place: int = 0  # in the text, where `_upcoming` began
     _break: str = " "  # what the answer last wrote where the text begins a new line
     _upcoming: list[int] = field(default_factory=list)
     _written: list[int] = field(default_factory=list)  # since then
+    _is_followed: bool = True  # all of `_written` was upcoming
     _tail: list[int] = field(default_factory=list)  # the last tokens of the answer
     _codes: tuple[NDArray[np.int64], NDArray[np.int64]] = field(init=False)  # of the text
 
     def __post_init__(self) -> None:
         self._codes = _codes_of(self.text)
 
+    def worth_drafting(self, threshold: float) -> int:
+        """How many tokens of a draft are each kept with a probability of at least `threshold`."""
+        if self.acceptance < threshold:
+            return 0
+        return min(int(math.log(threshold) / math.log(min(self.acceptance, 0.99))), MAX_LENGTH)
+
     def propose(self, most: int) -> tuple[int, ...]:
-        """Up to `most` tokens; none when the answer has left the text."""
+        """Up to `most` tokens; none when the answer has left the text. Whether the text is right is learned from what
+        is written even where no token may be drafted."""
         count = len(self._written)
-        if count >= len(self._upcoming) or self._upcoming[:count] != self._written:
-            cost = self._align()
-            # Where drafts were mostly wrong, words that are only alike are not enough to try again.
-            if cost > (LOST if self.acceptance >= LOW_ACCEPTANCE else TAIL * OFF):
+        if not self._is_followed or count >= len(self._upcoming):
+            if not most and count < PATIENCE:
                 return ()
+            if self._align() > LOST:
+                self._upcoming = []
             count = 0
-        return tuple(self._upcoming[count : count + min(most, self.length)])
+        return tuple(self._upcoming[count : count + most])
 
     def follow(self, token_ids: Sequence[int]) -> None:
         """The answer went on with `token_ids`."""
-        self._written += token_ids
+        for token_id in token_ids:
+            count = len(self._written)
+            if self._is_followed and (count < len(self._upcoming) or not self._upcoming):
+                self._is_followed = self._upcoming[count : count + 1] == [token_id]
+                self.acceptance += MEMORY * (self._is_followed - self.acceptance)
+            self._written.append(token_id)
         self._tail = [*self._tail, *token_ids][-TAIL:]
-
-    def learn(self, drafted: int, accepted: int) -> None:
-        """A draft of `drafted` tokens was checked: longer ones after success, about as long as what was kept else."""
-        if not drafted:
-            return
-        self.drafted += drafted
-        self.accepted += accepted
-        self.acceptance += 0.3 * (accepted / drafted - self.acceptance)
-        if accepted == drafted:
-            self.length = min(2 * self.length, MAX_LENGTH)
-        else:
-            least = FIRST_LENGTH if self.acceptance >= LOW_ACCEPTANCE else SHORTEST_LENGTH
-            self.length = max(least, min(accepted + 2, MAX_LENGTH))
 
     def _align(self) -> int:
         """Finds where in the text the answer has come to, and makes tokens of what stands there -> what it cost."""
@@ -96,7 +98,7 @@ class Drafter:
             ahead = ahead.lstrip()
         # The tokens at the cut would be others if the text went on.
         self._upcoming = self.encode(ahead)[: None if self._place + STRETCH >= len(self.text) else -2]
-        self._written = []
+        self._written, self._is_followed = [], True
         return cost
 
     def _pass_break(self, tail: str) -> None:
@@ -136,17 +138,15 @@ def _costs(
     return row
 
 
-def share_budget(drafters: Sequence[Drafter], budget: int) -> list[int]:
-    """How many tokens each may draft in a pass with room for `budget`: those whose drafts are kept most come first.
+def share_budget(drafters: Sequence[Drafter], budget: int, sequences: int, free_rows: int) -> list[int]:
+    """How many tokens each may draft in a pass for `sequences` requests with room for `budget`; the surest come first.
 
-    In a crowded pass (less than `FIRST_LENGTH` tokens for each) a text that is not followed waits: its drafts would
-    take the device from tokens that are needed.
+    A pass costs as much as its rows and `free_rows` more. A token that is kept saves its request a pass, so its row and
+    a part of the free ones: a draft goes as far as its tokens are more likely to be kept than what a row costs of that.
     """
+    threshold = max(sequences, 1) / (max(sequences, 1) + free_rows)
     shares = [0] * len(drafters)
-    crowded = budget < FIRST_LENGTH * len(drafters)
     for index in sorted(range(len(drafters)), key=lambda index: -drafters[index].acceptance):
-        if crowded and drafters[index].acceptance < LOW_ACCEPTANCE:
-            continue
-        shares[index] = min(drafters[index].length, budget)
+        shares[index] = min(drafters[index].worth_drafting(threshold), budget)
         budget -= shares[index]
     return shares

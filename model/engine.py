@@ -21,7 +21,7 @@ from model.attention import check_block_size, checked_implementation
 from model.cache import BlockPool
 from model.capacity import cache_tokens
 from model.config import read_config
-from model.drafts import Drafter
+from model.drafts import FREE_ROWS, Drafter
 from model.engine_options import DTYPES, EngineOptions
 from model.graphs import StepGraphs
 from model.grids import placed_grids
@@ -98,6 +98,7 @@ class Engine:
             max_batch_size=options.max_batch_size,
             max_step_tokens=options.max_step_tokens,
             max_draft_tokens=options.max_draft_tokens,
+            free_rows=FREE_ROWS[weight.device.type],
         )
         self._config = network.config
         self._options = options
@@ -219,7 +220,8 @@ class Engine:
         written = request.new_token_ids[before:]
         request.computed += len(written) - 1  # what was accepted of the draft is in the cache
         if request.drafter:
-            request.drafter.learn(len(chunk.draft), len(tokens) - 1)
+            request.drafter.drafted += len(chunk.draft)
+            request.drafter.accepted += len(tokens) - 1
             request.drafter.follow(written)
         return reason or ("repetition" if self._loops(request, len(written)) else None)
 

@@ -80,12 +80,20 @@ class Scheduler:
     """
 
     def __init__(
-        self, pool: BlockPool, *, max_batch_size: int, max_step_tokens: int, max_draft_tokens: int = 0
+        self,
+        pool: BlockPool,
+        *,
+        max_batch_size: int,
+        max_step_tokens: int,
+        max_draft_tokens: int = 0,
+        free_rows: int = 0,
     ) -> None:
+        """`free_rows`: what a pass costs whatever is in it, in tokens."""
         self._pool = pool
         self._max_batch_size = max_batch_size
         self._max_step_tokens = max_step_tokens
         self._max_draft_tokens = max_draft_tokens
+        self._free_rows = free_rows
         self._waiting: deque[Request] = deque()
         self._running: list[Request] = []  # running + waiting is always in order of arrival
         self._usual_new_tokens = 0.0  # of the answers that finished lately
@@ -154,11 +162,11 @@ class Scheduler:
             for index, chunk in enumerate(chunks)
             if chunk.request.drafter and chunk.samples and len(chunk) == 1 and chunk.request.new_token_ids
         ]
-        shares = share_budget([drafter for _, drafter in drafting], budget)
+        shares = share_budget([drafter for _, drafter in drafting], budget, len(self._running), self._free_rows)
         for (index, drafter), share in zip(drafting, shares, strict=True):
             request = chunks[index].request
             left = request.max_new_tokens - len(request.new_token_ids) - 1
-            draft = drafter.propose(min(share, left)) if min(share, left) > 0 else ()
+            draft = drafter.propose(min(share, left))
             num_tokens = request.num_tokens + len(draft)
             missing = self._pool.blocks_for(num_tokens) - len(request.blocks)
             if draft and missing + len(self._running) <= self._pool.num_free:

@@ -45,16 +45,19 @@ def drafter(text: str) -> Drafter:
     return Drafter(text, encode, lambda token_ids: TOKENIZER.decode(list(token_ids)))
 
 
-def tokens_per_step(answer: str, text: str) -> tuple[float, Drafter]:
+def tokens_per_step(answer: str, text: str, threshold: float = 0.2) -> tuple[float, Drafter]:
     """Of greedy decoding of `answer` with drafts from the text, checked as the engine does."""
     ours, written = drafter(text), encode(answer)
     done = steps = 0
     while done < len(written):
-        draft = ours.propose(len(written) - done - 1) if done else ()  # the engine drafts from the second token on
+        most = min(ours.worth_drafting(threshold), len(written) - done - 1)
+        draft = ours.propose(most) if done else ()  # the engine drafts from the second token on
+        assert len(draft) <= most
         right = 0
         while right < len(draft) and draft[right] == written[done + right]:
             right += 1
-        ours.learn(len(draft), right)
+        ours.drafted += len(draft)
+        ours.accepted += right
         ours.follow(written[done : done + right + 1])
         done += right + 1
         steps += 1
@@ -76,8 +79,8 @@ def misread(text: str, share: float) -> str:
 def test_a_true_text_is_followed_with_longer_and_longer_drafts():
     rate, ours = tokens_per_step(PROSE, PROSE)
     assert rate > 9
-    assert ours.accepted > 0.95 * ours.drafted
-    assert ours.length == MAX_LENGTH
+    assert ours.accepted > 0.9 * ours.drafted
+    assert ours.worth_drafting(0.2) == MAX_LENGTH
 
 
 @pytest.mark.parametrize(("share", "least"), [(0.02, 4.0), (0.06, 2.7), (0.12, 2.0)])
@@ -127,15 +130,36 @@ def test_alignment_costs_what_its_definition_says():
         assert costs.tolist() == [least(tail, text[:end]) for end in range(len(text) + 1)]
 
 
+def test_a_text_that_was_left_alone_is_followed_again_without_a_draft_that_was_wrong():
+    other = "".join(np.random.default_rng(1).permutation(list("qwxzvkj 0123456789" * 20)))
+    rate, ours = tokens_per_step(other + PROSE, PROSE, threshold=0.6)
+    assert ours.acceptance > 0.9
+    assert ours.accepted > 0.9 * ours.drafted
+    assert rate > 1.3
+
+
+@pytest.mark.parametrize("free_rows", [0, 12, 200])
+def test_a_draft_is_as_long_as_it_saves_most(free_rows):
+    """Against all lengths tried: rows cost one each, a kept token saves its own row and its part of the free ones."""
+    ours = drafter(PROSE)
+    for sequences in (1, 7, 64):
+        for ours.acceptance in (0.05, 0.3, 0.62, 0.9, 0.97):
+            value = 1 + free_rows / sequences
+            gains = [
+                sum(ours.acceptance**token * value - 1 for token in range(1, length + 1))
+                for length in range(MAX_LENGTH + 1)
+            ]
+            assert share_budget([ours], 1000, sequences, free_rows) == [int(np.argmax(gains))]
+
+
 def test_the_budget_goes_to_the_texts_that_are_followed():
     followed, unknown, wrong = (drafter(PROSE) for _ in range(3))
-    for _ in range(8):
-        followed.learn(8, 8)
-        wrong.learn(2, 0)
-    assert share_budget([wrong, followed, unknown], 100) == [2, 16, 4]
-    assert share_budget([wrong, followed, unknown], 11) == [0, 11, 0]
-    assert share_budget([wrong, wrong], 7) == [0, 0]
-    assert share_budget([], 7) == []
+    followed.acceptance, wrong.acceptance = 0.95, 0.3
+    first, second, third = share_budget([wrong, followed, unknown], 100, 3, 6)  # kept by more than one in three
+    assert (first, second, third) == (0, 21, 4)
+    assert share_budget([wrong, followed, unknown], 22, 3, 6) == [0, 21, 1]
+    assert share_budget([wrong, followed, unknown], 11, 3, 6) == [0, 11, 0]
+    assert share_budget([], 7, 0, 6) == []
 
 
 def noisy(answer: Sequence[int], rng: np.random.Generator) -> list[int]:
