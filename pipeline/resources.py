@@ -9,7 +9,7 @@ WRITER_CPUS = 0.25
 SPARE_CPUS = 1.0  # for Ray Data's own tasks: without it a full cluster would wait for itself
 PARENT_BYTES = 768 * 2**20  # of a decoder's memory: its own process, beside the child that renders
 BATCH_SIZE = {"cpu": 8, "cuda": 64}
-CALLS_OVER_SLOTS = 1.25  # calls in flight for each slot of the engine: the next ones wait at its door
+CALLS_OVER_SLOTS = 1.25  # prompts at hand for each slot of the engine: the next ones wait at its door
 REPLICAS_PER_WRITER = 8
 # Visual tokens a replica reads each second, text and all, until somebody measures: only --plan uses them.
 ASSUMED_TOKENS_PER_SECOND = {"cpu": 100.0, "cuda": 8_000.0}
@@ -43,8 +43,10 @@ class Resources:
         return self.decoder_memory_bytes - PARENT_BYTES
 
     def calls_per_replica(self, prompts_per_call: float) -> int:
-        """Calls a replica works on at once, so that its batch is full across the borders of units."""
-        return max(2, round(CALLS_OVER_SLOTS * self.batch_size / max(1.0, prompts_per_call)))
+        """Calls a replica works on at once, so that its batch is full across the borders of units: of a call in flight
+        only the half, on the average, is still to be answered."""
+        unanswered = (1 + max(1.0, prompts_per_call)) / 2
+        return max(2, round(CALLS_OVER_SLOTS * self.batch_size / unanswered))
 
 
 def allocate(job: Job, cluster: Cluster) -> Resources:
