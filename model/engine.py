@@ -21,7 +21,7 @@ from model.attention import check_block_size, checked_implementation
 from model.cache import BlockPool
 from model.capacity import cache_tokens
 from model.config import read_config
-from model.drafts import FREE_ROWS, Drafter
+from model.drafts import OVERHEADS, Drafter
 from model.engine_options import DTYPES, EngineOptions
 from model.graphs import StepGraphs
 from model.grids import placed_grids
@@ -98,7 +98,7 @@ class Engine:
             max_batch_size=options.max_batch_size,
             max_step_tokens=options.max_step_tokens,
             max_draft_tokens=options.max_draft_tokens,
-            free_rows=FREE_ROWS[weight.device.type],
+            overhead=OVERHEADS[weight.device.type],
         )
         self._config = network.config
         self._options = options

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 from model.cache import BlockPool
-from model.drafts import Drafter, share_budget
+from model.drafts import Drafter, Overhead, share_budget
 from model.grids import PlacedGrid
 from model.prefix import BlockKeys
 from model.request import Prompt
@@ -86,14 +86,13 @@ class Scheduler:
         max_batch_size: int,
         max_step_tokens: int,
         max_draft_tokens: int = 0,
-        free_rows: int = 0,
+        overhead: Overhead | None = None,  # None: nothing, so that no draft is worth its rows
     ) -> None:
-        """`free_rows`: what a pass costs whatever is in it, in tokens."""
         self._pool = pool
         self._max_batch_size = max_batch_size
         self._max_step_tokens = max_step_tokens
         self._max_draft_tokens = max_draft_tokens
-        self._free_rows = free_rows
+        self._overhead = overhead or Overhead()
         self._waiting: deque[Request] = deque()
         self._running: list[Request] = []  # running + waiting is always in order of arrival
         self._usual_new_tokens = 0.0  # of the answers that finished lately
@@ -162,7 +161,7 @@ class Scheduler:
             for index, chunk in enumerate(chunks)
             if chunk.request.drafter and chunk.samples and len(chunk) == 1 and chunk.request.new_token_ids
         ]
-        shares = share_budget([drafter for _, drafter in drafting], budget, len(self._running), self._free_rows)
+        shares = share_budget([drafter for _, drafter in drafting], budget, len(self._running), self._overhead)
         for (index, drafter), share in zip(drafting, shares, strict=True):
             request = chunks[index].request
             left = request.max_new_tokens - len(request.new_token_ids) - 1

@@ -17,6 +17,7 @@ from model.drafts import (
     UNWORDED,
     UNWORDED_CHARACTERS,
     Drafter,
+    Overhead,
     _codes_of,
     _costs,
     share_budget,
@@ -138,28 +139,28 @@ def test_a_text_that_was_left_alone_is_followed_again_without_a_draft_that_was_w
     assert rate > 1.3
 
 
-@pytest.mark.parametrize("free_rows", [0, 12, 200])
-def test_a_draft_is_as_long_as_it_saves_most(free_rows):
-    """Against all lengths tried: rows cost one each, a kept token saves its own row and its part of the free ones."""
+@pytest.mark.parametrize("overhead", [Overhead(), Overhead(12, 1.5), Overhead(200, 3)])
+def test_a_draft_is_as_long_as_it_saves_most(overhead):
+    """Against all lengths tried: rows cost one each, a kept token saves its own row and its part of the rest."""
     ours = drafter(PROSE)
     for sequences in (1, 7, 64):
         for ours.acceptance in (0.05, 0.3, 0.62, 0.9, 0.97):
-            value = 1 + free_rows / sequences
+            saved_rows = 1 + overhead.of_sequence + overhead.of_pass / sequences
             gains = [
-                sum(ours.acceptance**token * value - 1 for token in range(1, length + 1))
+                sum(ours.acceptance**token * saved_rows - 1 for token in range(1, length + 1))
                 for length in range(MAX_LENGTH + 1)
             ]
-            assert share_budget([ours], 1000, sequences, free_rows) == [int(np.argmax(gains))]
+            assert share_budget([ours], 1000, sequences, overhead) == [int(np.argmax(gains))]
 
 
 def test_the_budget_goes_to_the_texts_that_are_followed():
     followed, unknown, wrong = (drafter(PROSE) for _ in range(3))
     followed.acceptance, wrong.acceptance = 0.95, 0.3
-    first, second, third = share_budget([wrong, followed, unknown], 100, 3, 6)  # kept by more than one in three
-    assert (first, second, third) == (0, 21, 4)
-    assert share_budget([wrong, followed, unknown], 22, 3, 6) == [0, 21, 1]
-    assert share_budget([wrong, followed, unknown], 11, 3, 6) == [0, 11, 0]
-    assert share_budget([], 7, 0, 6) == []
+    overhead = Overhead(of_pass=6)  # with three requests one in three has to be kept
+    assert share_budget([wrong, followed, unknown], 100, 3, overhead) == [0, 21, 4]
+    assert share_budget([wrong, followed, unknown], 22, 3, overhead) == [0, 21, 1]
+    assert share_budget([wrong, followed, unknown], 11, 3, overhead) == [0, 11, 0]
+    assert share_budget([], 7, 0, overhead) == []
 
 
 def noisy(answer: Sequence[int], rng: np.random.Generator) -> list[int]:
