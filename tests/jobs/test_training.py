@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from jobs.demo_checkpoint import WORDS
 from jobs.evaluate import clip_question, clip_scores
 from jobs.sample_truth import Glyph
 from jobs.sample_videos import COLORS, answer_for, clip_window, is_clear, make_clip, pairs_of
@@ -50,6 +51,22 @@ def test_every_printed_character_is_found_in_the_answer(rung):
         found = aligned(answer, glyphs, is_html=False)
         assert all(answer[index] == glyph.character for index, glyph in found.items())
         assert len(found) == len(glyphs)
+
+
+def test_letters_stand_alone_and_the_words_of_the_formats_stay_whole(processor):
+    def pieces(text: str) -> list[str]:
+        token_ids = processor.tokenizer.encode(text, add_special_tokens=False).ids
+        assert processor.tokenizer.decode(token_ids) == text
+        return [processor.tokenizer.decode([token_id]) for token_id in token_ids]
+
+    assert pieces("Restart 42 reds") == [*"Restart 42 reds"]
+    assert pieces("the red title") == [*"the", " red", " title"]
+    rng = np.random.default_rng(8)
+    clip = make_clip(rng, seconds=60.0, size=(160, 96), held_out=True)
+    texts = [answer_for(clip, pairs_of([index / 2 for index in range(120)]))]
+    texts += [page.markdown() for page, _, _ in render_with_glyphs(rng, READABLE[-1], 10, held_out=True)]
+    for piece in (piece.strip(" ") for text in texts for piece in pieces(text)):
+        assert len(piece) <= 1 or piece in WORDS or not any(map(str.isalnum, piece)), piece
 
 
 def test_html_is_aligned_but_for_its_tags():
