@@ -18,7 +18,7 @@ from jobs.samples import PLAIN_LADDER, make_page, write_pdf
 
 ROOT = Path(__file__).parents[2]
 RAY = Path(sys.executable).with_name("ray")
-PAGES = 40
+PAGES = 80
 
 
 def free_port() -> int:
@@ -96,11 +96,11 @@ def test_a_submitted_job_can_be_stopped_and_submitted_again(tmp_path, head):
     rng = np.random.default_rng(0)
     (tmp_path / "in").mkdir()
     for number in range(PAGES):
-        pages = [make_page(rng, PLAIN_LADDER[1], held_out=True)]
+        pages = [make_page(rng, PLAIN_LADDER[-1], held_out=True)]
         (tmp_path / "in" / f"{number:02}.pdf").write_bytes(write_pdf(pages))
     checkout, output = clone(tmp_path / "clone"), tmp_path / "out"
     entrypoint = ["--", "python", "-m", "jobs.parse_documents", str(tmp_path / "in"), str(output)]
-    entrypoint += ["--max-new-tokens", "48", "--batch-size", "2"]
+    entrypoint += ["--max-new-tokens", "200", "--batch-size", "2"]  # slow enough to be stopped
 
     submitted = submit_when_ready(
         head, "--no-wait", "--submission-id", "first", "--working-dir", ".", *entrypoint, cwd=checkout
