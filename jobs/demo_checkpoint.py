@@ -99,7 +99,7 @@ def train_tokenizer(texts: Iterable[str], vocabulary: int) -> PreTrainedTokenize
 
 
 def _corpus(seed: int) -> Iterator[str]:
-    """What is asked, and texts of training pages and clips, all kinds of answer."""
+    """The words that stay whole, often enough to become pieces, and texts of training pages and clips."""
     rng = np.random.default_rng([seed, 1])
     yield from 1000 * WORDS
     yield from 1000 * [f" {word}" for word in WORDS]

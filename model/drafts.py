@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 MAX_LENGTH = 24
 FIRST_ACCEPTANCE = 0.8  # of a text of which nothing is known yet
+SUREST = 0.99  # that the next token is kept; no text is certain
 MEMORY = 0.1  # how much the last token counts in what is known of a text
 PATIENCE = 4  # tokens that are written before a text whose drafts are not worth their rows is looked into again
 TAIL = 8  # characters at the end of the answer that are looked for
@@ -66,7 +67,8 @@ class Drafter:
         """How many tokens of a draft are each kept with a probability of at least `threshold`."""
         if self.acceptance < threshold:
             return 0
-        return min(int(math.log(threshold) / math.log(min(self.acceptance, 0.99))), MAX_LENGTH)
+        likelihood = min(self.acceptance, SUREST)
+        return min(int(math.log(threshold) / math.log(likelihood)), MAX_LENGTH)
 
     def propose(self, most: int) -> tuple[int, ...]:
         """Up to `most` tokens; none when the answer has left the text. Whether the text is right is learned from what
@@ -155,9 +157,11 @@ def share_budget(drafters: Sequence[Drafter], budget: int, sequences: int, overh
     A token that is kept saves its row in a later pass, and its part of what that pass costs beside its rows: a draft
     goes as far as its tokens are more likely to be kept than what a row costs of that.
     """
+    if not drafters:
+        return []
+    saved_rows = 1 + overhead.of_sequence + overhead.of_pass / sequences
     shares = [0] * len(drafters)
     for index in sorted(range(len(drafters)), key=lambda index: -drafters[index].acceptance):
-        saved_rows = 1 + overhead.of_sequence + overhead.of_pass / sequences
         shares[index] = min(drafters[index].worth_drafting(1 / saved_rows), budget)
         budget -= shares[index]
     return shares

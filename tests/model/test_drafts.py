@@ -80,7 +80,7 @@ def misread(text: str, share: float) -> str:
 def test_a_true_text_is_followed_with_longer_and_longer_drafts():
     rate, ours = tokens_per_step(PROSE, PROSE)
     assert rate > 9
-    assert ours.accepted > 0.9 * ours.drafted
+    assert ours.accepted > 0.95 * ours.drafted
     assert ours.worth_drafting(0.2) == MAX_LENGTH
 
 
@@ -136,7 +136,7 @@ def test_a_text_that_was_left_alone_is_followed_again_without_a_draft_that_was_w
     rate, ours = tokens_per_step(other + PROSE, PROSE, threshold=0.6)
     assert ours.acceptance > 0.9
     assert ours.accepted > 0.9 * ours.drafted
-    assert rate > 1.3
+    assert rate > 1.5
 
 
 @pytest.mark.parametrize("overhead", [Overhead(), Overhead(12, 1.5), Overhead(200, 3)])
