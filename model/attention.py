@@ -190,7 +190,8 @@ class PagedSdpa:
 
     def __init__(self, cache: KeyValueCache, chunks: Sequence[CachedChunk]) -> None:
         self._cache = cache
-        self._slots_N = device_tensor(slots_of(chunks, cache.block_size), cache.keys.device)
+        slots_N = slots_of(chunks, tables_of(chunks, cache.block_size), cache.block_size)
+        self._slots_N = device_tensor(slots_N, cache.keys.device)
         self._chunks = [_PlacedChunk(cache, chunk) for chunk in chunks]
         self._rows = [slice(*ends) for ends in pairwise(offsets_of([len(chunk) for chunk in chunks]).tolist())]
 
@@ -212,18 +213,19 @@ class PagedNumba:
 
     def __init__(self, cache: KeyValueCache, chunks: Sequence[CachedChunk]) -> None:
         self._cache = cache
-        self._slots_N = torch.from_numpy(slots_of(chunks, cache.block_size))
-        firsts = offsets_of([len(chunk) for chunk in chunks]).tolist()
-        placed = list(zip(firsts, chunks, strict=False))  # the last offset is the end
+        tables_SB = tables_of(chunks, cache.block_size)
+        self._slots_N = slots_of(chunks, tables_SB, cache.block_size)
+        lengths = [len(chunk) for chunk in chunks]
+        firsts = offsets_of(lengths).tolist()
         self._longs = [
-            (slice(first, first + len(chunk)), _PlacedChunk(cache, chunk))
-            for first, chunk in placed
-            if len(chunk) > SHORT_CHUNK
+            (slice(first, first + length), _PlacedChunk(cache, chunk))
+            for first, length, chunk in zip(firsts, lengths, chunks, strict=False)  # the last offset is the end
+            if length > SHORT_CHUNK
         ]
-        shorts = [(first, chunk) for first, chunk in placed if len(chunk) <= SHORT_CHUNK]
-        self._tables_SB = tables_of([chunk for _, chunk in shorts], cache.block_size)
+        shorts = [row for row, length in enumerate(lengths) if length <= SHORT_CHUNK]
+        self._tables_SB = tables_SB[shorts]
         self._spans_3S = np.array(
-            [(first, len(chunk), chunk.start) for first, chunk in shorts], dtype=np.int64
+            [(firsts[row], lengths[row], chunks[row].start) for row in shorts], dtype=np.int64
         ).T.copy()
 
     def __call__(self, layer: int, query_NHD: Tensor, key_NKD: Tensor, value_NKD: Tensor) -> Tensor:
@@ -298,9 +300,10 @@ def tiles_of(chunks: Sequence[CachedChunk], cache: KeyValueCache, num_heads: int
     tokens = kernels.tile_tokens(max(map(len, chunks)), num_heads // cache.keys.shape[1])
     cut = [(row, first) for row, chunk in enumerate(chunks) for first in range(0, len(chunk), tokens)]
     sequences, firsts = np.array(cut, dtype=np.int32).T.copy()
+    tables_SB = tables_of(chunks, cache.block_size)
     return Tiles(
-        device_tensor(slots_of(chunks, cache.block_size), device),
-        device_tensor(tables_of(chunks, cache.block_size).astype(np.int32), device),
+        device_tensor(slots_of(chunks, tables_SB, cache.block_size), device),
+        device_tensor(tables_SB.astype(np.int32), device),
         device_tensor(offsets_of([len(chunk) for chunk in chunks]), device),
         device_tensor(np.array([chunk.start for chunk in chunks], dtype=np.int32), device),
         device_tensor(sequences, device),
@@ -341,8 +344,9 @@ class PagedFlash:
         self._cache = cache
         self._num_longs = len(longs)
         self._long_rows = sum(len(chunk) for chunk in longs)
-        self._slots_N = device_tensor(slots_of(chunks, cache.block_size), device)
-        self._tables_SB = device_tensor(tables_of(chunks, cache.block_size).astype(np.int32), device)
+        tables_SB = tables_of(chunks, cache.block_size)
+        self._slots_N = device_tensor(slots_of(chunks, tables_SB, cache.block_size), device)
+        self._tables_SB = device_tensor(tables_SB.astype(np.int32), device)
         self._ends_S = device_tensor(np.array([chunk.end for chunk in chunks], dtype=np.int32), device)
         self._query_offsets = device_tensor(offsets_of([len(chunk) for chunk in longs]), device)
         self._key_offsets = device_tensor(offsets_of([chunk.end for chunk in longs]), device)
@@ -450,11 +454,14 @@ def tables_of(chunks: Sequence[CachedChunk], block_size: int) -> NDArray[np.int6
     return tables_SB
 
 
-def slots_of(chunks: Sequence[CachedChunk], block_size: int) -> NDArray[np.int64]:
-    """Where in the cache, counted in tokens, each packed token lies, [N]."""
-    places_N = np.concatenate([np.arange(chunk.start, chunk.end) for chunk in chunks])
-    sequences_N = np.repeat(np.arange(len(chunks)), [len(chunk) for chunk in chunks])
-    blocks_N = tables_of(chunks, block_size)[sequences_N, places_N // block_size]
+def slots_of(chunks: Sequence[CachedChunk], tables_SB: NDArray[np.int64], block_size: int) -> NDArray[np.int64]:
+    """Where in the cache, counted in tokens, each packed token lies, [N]. `tables_SB` as `tables_of` makes them."""
+    lengths_S = np.array([len(chunk) for chunk in chunks])
+    sequences_N = np.repeat(np.arange(len(chunks)), lengths_S)
+    firsts_S = lengths_S.cumsum() - lengths_S  # of the packed tokens
+    starts_S = np.array([chunk.start for chunk in chunks])
+    places_N = np.arange(len(sequences_N)) + (starts_S - firsts_S)[sequences_N]
+    blocks_N = tables_SB[sequences_N, places_N // block_size]
     return blocks_N * block_size + places_N % block_size
 
 

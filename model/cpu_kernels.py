@@ -12,7 +12,7 @@ import numba
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 FloatArray = NDArray[np.float32]
 IndexArray = NDArray[np.int64]
@@ -24,6 +24,14 @@ compiled = numba.njit(cache=True, nogil=True, fastmath={"reassoc", "contract", "
 def serve(tensor: Tensor) -> bool:
     """Whether these functions know what to do with it. None of them has a gradient."""
     return tensor.device.type == "cpu" and tensor.dtype == torch.float32 and torch.is_inference_mode_enabled()
+
+
+def store_by_columns(network: nn.Module) -> None:
+    """Lays out the matrices of all linear maps, in place, the way torch multiplies few rows by them fastest (measured:
+    5 to 17 % for 1 to 64 rows, 3 to 12 % for more). Their shapes and values stay."""
+    for module in network.modules():
+        if isinstance(module, nn.Linear):
+            module.weight.data = module.weight.data.t().contiguous().t()
 
 
 def rms_norm(hidden: Tensor, weight_E: Tensor, eps: float) -> Tensor:
@@ -65,18 +73,46 @@ def _rotate(heads_NHD: FloatArray, cos_ND: FloatArray, sin_ND: FloatArray, outpu
                 output_NHD[n, h, half + d] = second * cos_ND[n, half + d] + first * sin_ND[n, half + d]
 
 
-def write_paged(keys: Tensor, values: Tensor, slots_N: Tensor, key_NKD: Tensor, value_NKD: Tensor) -> None:
-    """Puts new keys and values into their slots of one layer's cache, each [K, blocks, block size, D]."""
-    for cached, new_NKD in ((keys, key_NKD), (values, value_NKD)):
-        _write_paged(cached.flatten(1, 2).numpy(), slots_N.numpy(), new_NKD.contiguous().numpy())
+def norm_and_rotate(heads_NHD: Tensor, weight_D: Tensor, eps: float, cos_ND: Tensor, sin_ND: Tensor) -> Tensor:
+    """-> [N, H, D]: `rotate` of `rms_norm`."""
+    heads_NHD = heads_NHD.contiguous()
+    output_NHD = torch.empty_like(heads_NHD)
+    _norm_and_rotate(
+        heads_NHD.numpy(), weight_D.detach().numpy(), eps, cos_ND.numpy(), sin_ND.numpy(), output_NHD.numpy()
+    )
+    return output_NHD
 
 
 @compiled
-def _write_paged(cached_KTD: FloatArray, slots_N: IndexArray, new_NKD: FloatArray) -> None:
+def _norm_and_rotate(
+    heads_NHD: FloatArray,
+    weight_D: FloatArray,
+    eps: float,
+    cos_ND: FloatArray,
+    sin_ND: FloatArray,
+    output_NHD: FloatArray,
+) -> None:
+    size = len(weight_D)
+    _rms_norm(heads_NHD.reshape(-1, size), weight_D, eps, output_NHD.reshape(-1, size))
+    _rotate(output_NHD, cos_ND, sin_ND, output_NHD)  # in place: both halves are read before they are written
+
+
+def write_paged(keys: Tensor, values: Tensor, slots_N: IndexArray, key_NKD: Tensor, value_NKD: Tensor) -> None:
+    """Puts new keys and values into their slots of one layer's cache, each [K, blocks, block size, D]."""
+    _write_paged(keys.numpy(), values.numpy(), slots_N, key_NKD.contiguous().numpy(), value_NKD.contiguous().numpy())
+
+
+@compiled
+def _write_paged(
+    keys: FloatArray, values: FloatArray, slots_N: IndexArray, key_NKD: FloatArray, value_NKD: FloatArray
+) -> None:
+    num_heads, _, block_size, size = keys.shape
     for n in range(len(slots_N)):
-        for k in range(len(cached_KTD)):
-            for d in range(cached_KTD.shape[2]):
-                cached_KTD[k, slots_N[n], d] = new_NKD[n, k, d]
+        block, place = divmod(slots_N[n], block_size)
+        for k in range(num_heads):
+            for d in range(size):
+                keys[k, block, place, d] = key_NKD[n, k, d]
+                values[k, block, place, d] = value_NKD[n, k, d]
 
 
 def attend_paged(

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from model import cpu_kernels
 from model.attention import check_block_size, checked_implementation
 from model.cache import BlockPool
 from model.capacity import cache_tokens
@@ -322,7 +323,7 @@ def _load(folder: Path, options: EngineOptions, group: Group) -> Qwen3VL:
     dtype = DTYPES[options.dtype] if options.dtype else None
     if dtype is None and device.type == "cpu":
         dtype = torch.float32
-    return from_pretrained(
+    network = from_pretrained(
         str(folder),
         device=device,
         dtype=dtype,
@@ -332,6 +333,9 @@ def _load(folder: Path, options: EngineOptions, group: Group) -> Qwen3VL:
         quantization=options.quantization,
         group=group,
     )
+    if device.type == "cpu":
+        cpu_kernels.store_by_columns(network)
+    return network
 
 
 def _follow(group: Group, leader: Leader, folder: Path, options: EngineOptions) -> None:

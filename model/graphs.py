@@ -89,15 +89,15 @@ class StepGraphs:
     ) -> None:
         count = len(token_ids_N)
         slots_N = np.full(rows, self._spare_slot, dtype=np.int64)
-        slots_N[:count] = slots_of(chunks, self._cache.block_size)
+        tables_SB = tables_of(chunks, self._cache.block_size)
+        slots_N[:count] = slots_of(chunks, tables_SB, self._cache.block_size)
         offsets = np.full(sequences + 1, count, dtype=np.int32)
         offsets[: len(chunks) + 1] = offsets_of([len(chunk) for chunk in chunks])
-        tables_SB = tables_of(chunks, self._cache.block_size).astype(np.int32)
         for buffer, values in (
             (self._token_ids_N[:count], token_ids_N),
             (self._positions_3N[:, :count], positions_3N),
             (self._slots_N[:rows], slots_N),
-            (self._tables_SB[: len(chunks), : tables_SB.shape[1]], tables_SB),
+            (self._tables_SB[: len(chunks), : tables_SB.shape[1]], tables_SB.astype(np.int32)),
             (self._offsets[: sequences + 1], offsets),
             (self._starts_S[: len(chunks)], np.array([chunk.start for chunk in chunks], dtype=np.int32)),
         ):

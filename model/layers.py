@@ -30,3 +30,10 @@ def rotate(heads_NHD: Tensor, cos_ND: Tensor, sin_ND: Tensor) -> Tensor:
     first, second = wide.chunk(2, dim=-1)
     turned = torch.cat((-second, first), dim=-1)
     return (wide * cos_ND[:, None] + turned * sin_ND[:, None]).to(heads_NHD.dtype)
+
+
+def norm_and_rotate(heads_NHD: Tensor, norm: RMSNorm, cos_ND: Tensor, sin_ND: Tensor) -> Tensor:
+    """Heads [N, H, D], each normed, then turned."""
+    if cpu_kernels.serve(heads_NHD) and cpu_kernels.serve(cos_ND):
+        return cpu_kernels.norm_and_rotate(heads_NHD, norm.weight, norm.eps, cos_ND, sin_ND)
+    return rotate(norm(heads_NHD), cos_ND, sin_ND)

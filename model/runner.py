@@ -69,8 +69,7 @@ class Runner:
         draft up to the first that the network would not have written."""
         chunks = tuple(sorted(chunks, key=lambda chunk: len(chunk) == 1))  # as paged_attention wants them
         cached = [CachedChunk(chunk.request.blocks, chunk.start, chunk.start + len(chunk)) for chunk in chunks]
-        token_ids_N = np.concatenate([_token_ids(chunk) for chunk in chunks])
-        positions_3N = np.concatenate([_positions(chunk) for chunk in chunks], axis=1)
+        token_ids_N, positions_3N = _token_ids(chunks), _positions(chunks)
         sampling = [chunk for chunk in chunks if chunk.samples]
         if self._graphs and all(map(_decodes, chunks)) and self._graphs.fits(cached):
             logits_RV = self._graphs.logits(token_ids_N, positions_3N, cached)
@@ -216,25 +215,30 @@ def _packs(
         yield pack
 
 
-def _token_ids(chunk: Chunk) -> NDArray[np.int64]:
-    request = chunk.request
-    length = len(request.prompt.token_ids_T)
-    new_ids = [*request.new_token_ids[max(chunk.start - length, 0) : max(chunk.end - length, 0)], *chunk.draft]
-    written = np.array(new_ids, dtype=np.int64)
-    return (
-        written
-        if chunk.start >= length
-        else np.concatenate((request.prompt.token_ids_T[chunk.start : chunk.end], written))
-    )
+def _token_ids(chunks: Sequence[Chunk]) -> NDArray[np.int64]:
+    """What the packed tokens are, [N]."""
+    token_ids: list[int] = []
+    for chunk in chunks:
+        prompt_ids, new_ids = chunk.request.prompt.token_ids_T, chunk.request.new_token_ids
+        length = len(prompt_ids)
+        if chunk.start < length:
+            token_ids += prompt_ids[chunk.start : chunk.end].tolist()
+        token_ids += new_ids[max(chunk.start - length, 0) : max(chunk.end - length, 0)]
+        token_ids += chunk.draft
+    return np.array(token_ids, dtype=np.int64)
 
 
-def _positions(chunk: Chunk) -> NDArray[np.int64]:
-    """[3, chunk]: the prompt's own, then counting up from its next position on all three axes."""
-    prompt = chunk.request.prompt
-    length = len(prompt.token_ids_T)
-    end = chunk.start + len(chunk)
-    generated = np.arange(max(chunk.start, length), max(end, length)) + (prompt.next_position - length)
-    generated_3N = generated[None].repeat(3, axis=0)
-    if chunk.start >= length:
-        return generated_3N
-    return np.concatenate((prompt.positions_3T[:, chunk.start : chunk.end], generated_3N), axis=1)
+def _positions(chunks: Sequence[Chunk]) -> NDArray[np.int64]:
+    """[3, N]: a prompt's own, then counting up from its next position on all three axes."""
+    prompts = [chunk.request.prompt for chunk in chunks]
+    lengths_S = np.array([len(chunk) for chunk in chunks])
+    firsts_S = lengths_S.cumsum() - lengths_S
+    nexts_S = np.array([chunk.start + prompt.next_position for chunk, prompt in zip(chunks, prompts, strict=True)])
+    known_S = np.array([len(prompt.token_ids_T) for prompt in prompts])
+    counted_N = np.arange(lengths_S.sum()) + np.repeat(nexts_S - known_S - firsts_S, lengths_S)
+    positions_3N = np.tile(counted_N, (3, 1))
+    for chunk, prompt, first in zip(chunks, prompts, firsts_S.tolist(), strict=True):
+        own = prompt.positions_3T[:, chunk.start : chunk.end]  # nothing behind the prompt
+        if own.size:
+            positions_3N[:, first : first + own.shape[1]] = own
+    return positions_3N

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from model.attention import Attention
 from model.config import TextConfig
 from model.experts import MixtureOfExperts
-from model.layers import RMSNorm, rotate
+from model.layers import RMSNorm, norm_and_rotate
 from model.parallel import ColumnParallelLinear, Group, RowParallelLinear, VocabularyParallelEmbedding
 
 
@@ -34,10 +34,11 @@ class TextAttention(nn.Module):
         self.k_norm = RMSNorm(config.head_dim, config.rms_norm_eps)
 
     def forward(self, hidden_NE: Tensor, cos_ND: Tensor, sin_ND: Tensor, attention: Attention) -> Tensor:
-        query_NHD = self.q_norm(self.q_proj(hidden_NE).unflatten(-1, (-1, self.head_dim)))
-        key_NKD = self.k_norm(self.k_proj(hidden_NE).unflatten(-1, (-1, self.head_dim)))
-        value_NKD = self.v_proj(hidden_NE).unflatten(-1, (-1, self.head_dim))
-        query_NHD, key_NKD = rotate(query_NHD, cos_ND, sin_ND), rotate(key_NKD, cos_ND, sin_ND)
+        query_NHD, key_NKD, value_NKD = (
+            project(hidden_NE).unflatten(-1, (-1, self.head_dim)) for project in (self.q_proj, self.k_proj, self.v_proj)
+        )
+        query_NHD = norm_and_rotate(query_NHD, self.q_norm, cos_ND, sin_ND)
+        key_NKD = norm_and_rotate(key_NKD, self.k_norm, cos_ND, sin_ND)
         return self.o_proj(attention(self.layer, query_NHD, key_NKD, value_NKD).flatten(1))
 
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from model import cpu_kernels
-from model.layers import RMSNorm, rotate
+from model.layers import RMSNorm, norm_and_rotate, rotate
 
 
 @pytest.mark.parametrize("shape", [(1, 5), (7, 64), (3, 2, 40)], ids=str)
@@ -50,3 +50,25 @@ def test_other_numbers_and_training_go_through_torch():
     norm = RMSNorm(8, eps=1e-6)
     norm(torch.randn(2, 8)).sum().backward()
     assert norm.weight.grad is not None
+
+
+def test_heads_are_normed_and_turned_in_one_go_as_one_after_the_other():
+    torch.manual_seed(0)
+    heads_NHD = torch.randn(9, 3, 4, 40)[:, 1]
+    angles_ND = torch.randn(9, 40) * 50
+    norm = RMSNorm(40, eps=1e-6)
+    torch.nn.init.normal_(norm.weight)
+    expected = norm_and_rotate(heads_NHD, norm, angles_ND.cos(), angles_ND.sin())  # by torch
+    with torch.inference_mode():
+        found = norm_and_rotate(heads_NHD, norm, angles_ND.cos(), angles_ND.sin())
+    torch.testing.assert_close(found, expected)
+
+
+def test_a_layout_by_columns_changes_no_product():
+    torch.manual_seed(0)
+    network = torch.nn.Sequential(torch.nn.Linear(5, 7), torch.nn.SiLU(), torch.nn.Linear(7, 3, bias=False))
+    expected = network(torch.eye(5))
+    cpu_kernels.store_by_columns(network)
+    assert network[0].weight.shape == (7, 5)
+    assert network[0].weight.stride() == (1, 7)
+    torch.testing.assert_close(network(torch.eye(5)), expected)

@@ -14,7 +14,7 @@ from model import kernels
 from model.attention import CachedChunk
 from model.engine import Engine
 from model.engine_options import EngineOptions
-from model.graphs import StepGraphs
+from model.graphs import LONGEST_CHUNK, StepGraphs
 from model.request import Completion, Prompt
 from model.runner import Runner
 
@@ -97,13 +97,14 @@ def test_recorded_steps_read_a_cache_of_fp8(pair):
 
 def test_a_step_that_is_too_large_does_not_fit(pair):
     runner = Runner(pair.ours, num_blocks=4, block_size=16, implementation="triton")
-    graphs = StepGraphs(pair.ours, runner._cache, max_sequences=2, max_rows=20, spare_block=3, record=Recorder())
+    graphs = StepGraphs(pair.ours, runner._cache, max_sequences=2, max_rows=30, spare_block=3, record=Recorder())
     one, long = CachedChunk([0], 4, 5), CachedChunk([0, 1], 4, 21)
     assert graphs.fits([one, long])
     assert graphs.fits([long])
     assert not graphs.fits([one, one, one])
     assert not graphs.fits([long, long])  # 34 rows
-    assert not graphs.fits([CachedChunk([0, 1], 4, 22)])  # no draft is so long
+    assert graphs.fits([CachedChunk([0, 1], 4, 4 + LONGEST_CHUNK)])
+    assert not graphs.fits([CachedChunk([0, 1], 4, 5 + LONGEST_CHUNK)])  # no draft is so long
 
 
 @pytest.mark.parametrize(
