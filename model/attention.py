@@ -456,13 +456,17 @@ def tables_of(chunks: Sequence[CachedChunk], block_size: int) -> NDArray[np.int6
 
 def slots_of(chunks: Sequence[CachedChunk], tables_SB: NDArray[np.int64], block_size: int) -> NDArray[np.int64]:
     """Where in the cache, counted in tokens, each packed token lies, [N]. `tables_SB` as `tables_of` makes them."""
-    lengths_S = np.array([len(chunk) for chunk in chunks])
-    sequences_N = np.repeat(np.arange(len(chunks)), lengths_S)
-    firsts_S = lengths_S.cumsum() - lengths_S  # of the packed tokens
-    starts_S = np.array([chunk.start for chunk in chunks])
-    places_N = np.arange(len(sequences_N)) + (starts_S - firsts_S)[sequences_N]
+    sequences_N, places_N = places_of(chunks)
     blocks_N = tables_SB[sequences_N, places_N // block_size]
     return blocks_N * block_size + places_N % block_size
+
+
+def places_of(chunks: Sequence[CachedChunk]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Which chunk each packed token is of, and which token of its sequence it is, each [N]."""
+    lengths_S = [len(chunk) for chunk in chunks]
+    sequences_N = np.repeat(np.arange(len(chunks)), lengths_S)
+    starts_S = np.array([chunk.start for chunk in chunks])
+    return sequences_N, np.arange(len(sequences_N)) + (starts_S - offsets_of(lengths_S)[:-1])[sequences_N]
 
 
 def offsets_of(lengths: Sequence[int]) -> NDArray[np.int32]:

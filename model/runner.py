@@ -17,7 +17,9 @@ from model.attention import (
     CachedChunk,
     KeyValueCache,
     device_tensor,
+    offsets_of,
     paged_attention,
+    places_of,
 )
 from model.graphs import StepGraphs
 from model.grids import PlacedGrid
@@ -69,7 +71,7 @@ class Runner:
         draft up to the first that the network would not have written."""
         chunks = tuple(sorted(chunks, key=lambda chunk: len(chunk) == 1))  # as paged_attention wants them
         cached = [CachedChunk(chunk.request.blocks, chunk.start, chunk.start + len(chunk)) for chunk in chunks]
-        token_ids_N, positions_3N = _token_ids(chunks), _positions(chunks)
+        token_ids_N, positions_3N = _token_ids(chunks), _positions(chunks, cached)
         sampling = [chunk for chunk in chunks if chunk.samples]
         if self._graphs and all(map(_decodes, chunks)) and self._graphs.fits(cached):
             logits_RV = self._graphs.logits(token_ids_N, positions_3N, cached)
@@ -228,17 +230,14 @@ def _token_ids(chunks: Sequence[Chunk]) -> NDArray[np.int64]:
     return np.array(token_ids, dtype=np.int64)
 
 
-def _positions(chunks: Sequence[Chunk]) -> NDArray[np.int64]:
+def _positions(chunks: Sequence[Chunk], cached: Sequence[CachedChunk]) -> NDArray[np.int64]:
     """[3, N]: a prompt's own, then counting up from its next position on all three axes."""
     prompts = [chunk.request.prompt for chunk in chunks]
-    lengths_S = np.array([len(chunk) for chunk in chunks])
-    firsts_S = lengths_S.cumsum() - lengths_S
-    nexts_S = np.array([chunk.start + prompt.next_position for chunk, prompt in zip(chunks, prompts, strict=True)])
-    known_S = np.array([len(prompt.token_ids_T) for prompt in prompts])
-    counted_N = np.arange(lengths_S.sum()) + np.repeat(nexts_S - known_S - firsts_S, lengths_S)
-    positions_3N = np.tile(counted_N, (3, 1))
-    for chunk, prompt, first in zip(chunks, prompts, firsts_S.tolist(), strict=True):
+    sequences_N, places_N = places_of(cached)
+    shifts_S = np.array([prompt.next_position - len(prompt.token_ids_T) for prompt in prompts])
+    positions_3N = np.tile(places_N + shifts_S[sequences_N], (3, 1))
+    firsts = offsets_of([len(chunk) for chunk in chunks]).tolist()
+    for chunk, prompt, first in zip(chunks, prompts, firsts, strict=False):  # the last offset is the end
         own = prompt.positions_3T[:, chunk.start : chunk.end]  # nothing behind the prompt
-        if own.size:
-            positions_3N[:, first : first + own.shape[1]] = own
+        positions_3N[:, first : first + own.shape[1]] = own
     return positions_3N
