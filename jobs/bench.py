@@ -8,14 +8,16 @@ python -m jobs.bench roofline    a random network's measured steps beside the fl
 """
 
 import argparse
+import contextlib
 import io
 import json
 import platform
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +26,7 @@ from numpy.typing import NDArray
 from transformers.utils.logging import disable_progress_bar
 
 from jobs import bench_decode, bench_pipeline, bench_roofline
-from jobs.bench_peers import Took, least, vllm_python, with_transformers, with_vllm
+from jobs.bench_peers import Timed, in_turns, timed, vllm_python, with_transformers, with_vllm
 from jobs.demo_checkpoint import initialise
 from jobs.samples import LADDER, PLAIN_LADDER, READABLE, make_page, render, render_batch, write_pdf
 from model.config import read_config
@@ -70,23 +72,26 @@ def sample_pages(processor: Processor, rung_name: str, count: int, sampling: Sam
     ]
 
 
-def with_engine(
-    options: EngineOptions, model: str, prompts: Sequence[Prompt], repeats: int = 1
-) -> tuple[Took, list[Completion]]:
-    """What all prompts together took, after one batch to warm up, and the completions in their order.
+def engine_reader(options: EngineOptions, model: str) -> Callable[[Sequence[Prompt]], list[Completion]]:
+    """Loads the engine -> what answers prompts, all together: the completions in their order.
 
     Without the prefix cache: it would find every page that was asked before."""
-    options = replace(options, prefix_cache=False)
-    engine = Engine.from_pretrained(model, options)
+    engine = Engine.from_pretrained(model, replace(options, prefix_cache=False))
 
-    def answer(batch: Sequence[Prompt]) -> list[Completion]:
-        for prompt in batch:
+    def answer(prompts: Sequence[Prompt]) -> list[Completion]:
+        for prompt in prompts:
             engine.add(prompt)
         completions = {completion.key: completion for completion in engine.drain()}
-        return [completions[prompt.key] for prompt in batch]
+        return [completions[prompt.key] for prompt in prompts]
 
+    return answer
+
+
+def with_engine(options: EngineOptions, model: str, prompts: Sequence[Prompt]) -> Timed:
+    """Loads the engine, answers one batch to warm up -> what answers all prompts: the tokens of each."""
+    answer = engine_reader(options, model)
     answer(prompts[: options.max_batch_size])
-    return least(repeats, lambda: answer(prompts))
+    return timed(lambda: {completion.key: list(completion.token_ids) for completion in answer(prompts)})
 
 
 def until_stop(tokens: list[int], stops: frozenset[int]) -> list[int]:
@@ -108,10 +113,10 @@ def write_larger_checkpoint(folder: Path) -> None:
 
 def bench_engine(options: argparse.Namespace) -> None:
     """The same checkpoint, pages and limits through every engine in turn."""
-    with tempfile.TemporaryDirectory() as scratch:
+    with contextlib.ExitStack() as stack:
         model = options.model
         if model == "larger":
-            model = scratch + "/larger"
+            model = stack.enter_context(tempfile.TemporaryDirectory()) + "/larger"
             write_larger_checkpoint(Path(model))
         pages = sample_pages(
             Processor.from_pretrained(model),
@@ -124,37 +129,30 @@ def bench_engine(options: argparse.Namespace) -> None:
         millions = sum(parameter.numel() for parameter in network.parameters()) / 1e6
         print(f"{len(pages)} pages ({options.rung}), batch {options.batch_size}, {millions:.1f}M parameters")
         print(machine(options.device))
-        print(f"{'':14}{'seconds':>9}{'pages/s':>9}{'tokens/s':>10}{'CPU s':>9}{'tokens/CPU s':>14}")
-        stops = read_stop_token_ids(checkpoint_folder(model))
-        taken: dict[str, Took] = {}
-        answers: dict[str, dict[str, list[int]]] = {}
-
-        def report(name: str, took: Took, tokens: dict[str, list[int]]) -> None:
-            taken[name] = took
-            answers[name] = {key: until_stop(ids, stops) for key, ids in tokens.items()}
-            written = sum(map(len, answers[name].values()))
-            seconds, cpu_seconds = took
-            print(
-                f"{name:14}{seconds:9.2f}{len(pages) / seconds:9.2f}{written / seconds:10.1f}"
-                f"{cpu_seconds:9.2f}{written / cpu_seconds:14.1f}",
-                flush=True,
-            )
-
-        report("transformers", *with_transformers(model, options.device, options.batch_size, prompts, options.repeats))
+        works = {"transformers": with_transformers(model, options.device, options.batch_size, prompts)}
         if options.vllm:
-            images = [page.pixels for page in pages]
-            python = vllm_python(Path(options.vllm))
-            report(
-                "vLLM", *with_vllm(python, model, options.batch_size, prompts, images, options.repeats, Path(scratch))
-            )
-        took, completions = with_engine(
-            EngineOptions(device=options.device, max_batch_size=options.batch_size), model, prompts, options.repeats
+            python, images = vllm_python(Path(options.vllm)), [page.pixels for page in pages]
+            works["vLLM"] = stack.enter_context(with_vllm(python, model, options.batch_size, prompts, images))
+        engine_options = EngineOptions(device=options.device, max_batch_size=options.batch_size)
+        works["PageReel"] = with_engine(engine_options, model, prompts)
+        stops = read_stop_token_ids(checkpoint_folder(model))
+        results = dict(zip(works, in_turns(options.repeats, list(works.values())), strict=True))
+    print(f"{'':14}{'seconds':>9}{'pages/s':>9}{'tokens/s':>10}{'CPU s':>9}{'tokens/CPU s':>14}")
+    answers: dict[str, list[list[int]]] = {}
+    for name, ((seconds, cpu_seconds), tokens) in results.items():
+        answers[name] = [until_stop(tokens[prompt.key], stops) for prompt in prompts]
+        written = sum(map(len, answers[name]))
+        print(
+            f"{name:14}{seconds:9.2f}{len(pages) / seconds:9.2f}{written / seconds:10.1f}"
+            f"{cpu_seconds:9.2f}{written / cpu_seconds:14.1f}"
         )
-        report("PageReel", took, {completion.key: list(completion.token_ids) for completion in completions})
-    for other in [name for name in taken if name != "PageReel"]:
-        same = sum(answers["PageReel"][prompt.key] == answers[other][prompt.key] for prompt in prompts)
-        ratio, cpu_ratio = (theirs / ours for theirs, ours in zip(taken[other], taken["PageReel"], strict=True))
-        print(f"ratio to {other} {ratio:.2f} (CPU time {cpu_ratio:.2f}); {same} of {len(pages)} answers are equal")
+    ours, _ = results.pop("PageReel")
+    for other, (theirs, _) in results.items():
+        same = sum(a == b for a, b in zip(answers["PageReel"], answers[other], strict=True))
+        print(
+            f"ratio to {other} {theirs.seconds / ours.seconds:.2f} (CPU time "
+            f"{theirs.cpu_seconds / ours.cpu_seconds:.2f}); {same} of {len(pages)} answers are equal"
+        )
     if not options.vllm:
         print("vLLM was left out: name a folder for its environment with --vllm")
 
@@ -165,34 +163,33 @@ def bench_drafts(options: argparse.Namespace) -> None:
     sampling = Sampling(max_new_tokens=options.max_new_tokens)
     print(f"{options.pages} pages of each kind, batch {options.batch_size}; {machine(options.device)}")
     print(f"{'':20}{'tokens/step':>12}{'drafted':>9}{'kept':>7}{'wall ratio':>12}{'equal':>9}")
-    plain = EngineOptions(device=options.device, max_batch_size=options.batch_size, max_draft_tokens=0)
-    total = {"with": 0.0, "without": 0.0}
+    engine_options = EngineOptions(device=options.device, max_batch_size=options.batch_size)
+    plain, drafting = (
+        engine_reader(replace(engine_options, max_draft_tokens=tokens), options.model) for tokens in (0, 256)
+    )
+    total, plain_total = 0.0, 0.0
     for kind in (*(rung.name for rung in READABLE), "scan", "own answers"):
         prompts = drafted_prompts(processor, kind, options.pages, sampling)
-        without, expected = with_engine(plain, options.model, prompts)
         if kind == "own answers":  # the most that drafts can bring
             prompts = [
-                replace(prompt, draft_text=answer.text) for prompt, answer in zip(prompts, expected, strict=True)
+                replace(prompt, draft_text=answer.text) for prompt, answer in zip(prompts, plain(prompts), strict=True)
             ]
-        drafting, seconds, plain_seconds = replace(plain, max_draft_tokens=256), [], [without.seconds]
-        for _ in range(options.repeats):  # in turns: a machine's speed changes
-            took, completions = with_engine(drafting, options.model, prompts)
-            seconds.append(took.seconds)
-            plain_seconds.append(with_engine(plain, options.model, prompts)[0].seconds)
-        total["with"] += min(seconds)
-        total["without"] += min(plain_seconds)
+        works = [timed(partial(answer, prompts)) for answer in (plain, drafting)]
+        in_turns(1, works)  # to warm up
+        (theirs, expected), (ours, completions) = in_turns(options.repeats, works)
+        total, plain_total = total + ours.seconds, plain_total + theirs.seconds
         same = sum(ours.token_ids == theirs.token_ids for ours, theirs in zip(completions, expected, strict=True))
         tokens = sum(len(completion.token_ids) for completion in completions)
         steps, drafted, kept = (
             sum(getattr(completion, name) for completion in completions)
             for name in ("steps", "drafted_tokens", "accepted_tokens")
         )
-        ratio = min(plain_seconds) / min(seconds)
         print(
-            f"{kind:20}{tokens / steps:12.2f}{drafted:9}{kept:7}{ratio:12.2f}{same:5} of {len(prompts)}",
+            f"{kind:20}{tokens / steps:12.2f}{drafted:9}{kept:7}{theirs.seconds / ours.seconds:12.2f}"
+            f"{same:5} of {len(prompts)}",
             flush=True,
         )
-    print(f"ratio {total['without'] / total['with']:.2f}")
+    print(f"ratio {plain_total / total:.2f}")
 
 
 def drafted_prompts(processor: Processor, kind: str, count: int, sampling: Sampling) -> list[Prompt]:
@@ -245,7 +242,9 @@ def main() -> None:
     shared.add_argument("--batch-size", type=int, default=64, help="pages at once, for all (default: 64, as an engine)")
     shared.add_argument("--max-new-tokens", type=int, default=256, help="longest answer (default: 256)")
     shared.add_argument("--threads", type=int, default=1, help="CPU threads (default: 1)")
-    shared.add_argument("--repeats", type=int, default=1, help="how often each is timed; the least counts (default: 1)")
+    shared.add_argument(
+        "--repeats", type=int, default=1, help="how often each is timed, in turns; the least counts (default: 1)"
+    )
     engine = commands.add_parser("engine", parents=[shared], help="beside transformers and vLLM")
     engine.add_argument(
         "--rung", default="mixed", choices=["mixed", *RUNGS], help="layout of the pages (default: mixed)"

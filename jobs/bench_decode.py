@@ -9,7 +9,7 @@ import av
 import numpy as np
 import pypdfium2 as pdfium
 
-from jobs.bench_peers import least
+from jobs.bench_peers import in_turns, timed
 from jobs.sample_videos import make_clip, write_video
 from jobs.samples import LADDER, make_page, write_pdf
 from model.processor import Processor, VideoSizes
@@ -29,7 +29,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--pages", type=int, default=16, help="pages of the PDF (default: 16)")
     parser.add_argument("--seconds", type=float, default=30.0, help="length of the video (default: 30)")
-    parser.add_argument("--repeats", type=int, default=3, help="how often each is timed; the least counts (default: 3)")
+    parser.add_argument(
+        "--repeats", type=int, default=3, help="how often each is timed, in turns; the least counts (default: 3)"
+    )
 
 
 def run(options: argparse.Namespace) -> None:
@@ -50,7 +52,7 @@ def bench_pages(processor: Processor, count: int, repeats: int) -> None:
         tiles = [tile for page in pages if isinstance(page, Page) for tile in page.tiles]
         return [processor.encode("", [Frames(tile[None]), ""], Sampling()).patches_PC.nbytes for tile in tiles]
 
-    took, sizes = least(repeats, ours)
+    sizes = ours()
     pixels = sum(sizes) / len(sizes) / 3
 
     def bare() -> None:
@@ -61,7 +63,7 @@ def bench_pages(processor: Processor, count: int, repeats: int) -> None:
             page.close()
         document.close()
 
-    theirs, _ = least(repeats, bare)
+    (theirs, _), (took, _) = in_turns(repeats, [timed(bare), timed(ours)])
     print(f"{'pypdfium2, rendered':28}{theirs.cpu_seconds:8.2f}{count / theirs.cpu_seconds:8.1f} p")
     ratio = theirs.cpu_seconds / took.cpu_seconds
     print(f"{'rendered, words, patches':28}{took.cpu_seconds:8.2f}{count / took.cpu_seconds:8.1f} p{ratio:7.2f}")
@@ -95,8 +97,7 @@ def bench_video(seconds: float, repeats: int) -> None:
         with av.open(BytesIO(content), "r") as container:
             return sum(1 for _ in container.decode(container.streams.video[0]))
 
-    theirs, frames = least(repeats, bare)
-    took, sampled = least(repeats, ours)
+    (theirs, frames), (took, sampled) = in_turns(repeats, [timed(bare), timed(ours)])
     print(f"{'PyAV, decoded':28}{theirs.cpu_seconds:8.2f}{frames / theirs.cpu_seconds:8.1f} f")
     ratio = theirs.cpu_seconds / took.cpu_seconds
     print(f"{'decoded, windows sampled':28}{took.cpu_seconds:8.2f}{frames / took.cpu_seconds:8.1f} f{ratio:7.2f}")

