@@ -6,10 +6,11 @@ import logging
 import os
 import queue
 import threading
+import time
 import uuid
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import Future
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, fields, replace
 from typing import Protocol
 
@@ -64,15 +65,29 @@ class EngineLoader:
         return Engine.from_pretrained(resolve_model(self.model), options)
 
 
-@contextmanager
-def end_of_process_after(seconds: float) -> Iterator[None]:
-    """Ends the process when what is inside takes longer, with the stack of every thread in its log: the last lines say
-    where it hung. The clock is one of C: it also runs while native code holds the interpreter."""
-    faulthandler.dump_traceback_later(seconds, exit=True, file=STDERR)
-    try:
-        yield
-    finally:
+class StepClock:
+    """Ends the process when a step takes longer than `seconds`, with the stack of every thread in its log: the last
+    lines say where it hung. The clock is one of C: it also runs while native code holds the interpreter.
+
+    Setting it starts a thread, which takes a fiftieth of a short step on a CPU: it is set anew only after a tenth of
+    its time, and for that tenth more.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+        self._slack = seconds / 10
+        self._set_at: float | None = None
+
+    def step_begins(self) -> None:
+        now = time.monotonic()
+        if self._set_at is None or now - self._set_at > self._slack:
+            faulthandler.dump_traceback_later(self._seconds + self._slack, exit=True, file=STDERR)
+            self._set_at = now
+
+    def stop(self) -> None:
+        """There is nothing to do: waiting may take any time."""
         faulthandler.cancel_dump_traceback_later()
+        self._set_at = None
 
 
 class EngineThread:
@@ -84,7 +99,7 @@ class EngineThread:
 
     def __init__(self, engine: Engine, step_timeout_seconds: float) -> None:
         self._engine = engine
-        self._step_timeout_seconds = step_timeout_seconds
+        self._clock = StepClock(step_timeout_seconds)
         self._inbox = queue.SimpleQueue[tuple[Prompt, Future[Completion | Failure]]]()
         self._waiting: dict[str, Future[Completion | Failure]] = {}
         threading.Thread(target=self._serve, name="engine", daemon=True).start()
@@ -100,10 +115,11 @@ class EngineThread:
             while True:
                 self._admit()
                 if self._engine.has_work:
-                    with end_of_process_after(self._step_timeout_seconds):
-                        completions = self._engine.step()
-                    for completion in completions:
+                    self._clock.step_begins()
+                    for completion in self._engine.step():
                         self._waiting.pop(completion.key).set_result(completion)
+                if not self._engine.has_work:
+                    self._clock.stop()
         finally:
             # Never sys.exit: Ray would take it for a wish and leave a dead actor in the pool.
             logger.critical("the engine broke: this replica ends and is started anew", exc_info=True)

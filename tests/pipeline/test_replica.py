@@ -128,6 +128,14 @@ def test_a_step_within_its_time_leaves_no_clock_behind():
     assert unit.pieces[0].answers[0].text == "fine"
 
 
+def test_steps_that_take_longer_only_together_go_on():
+    rows = [unit_row(number, ["fine"]) for number in range(6)]
+    began = time.monotonic()
+    answered = answers_to(rows, FakeLoader(max_batch_size=1, step_seconds=0.4), step_timeout_seconds=1.0)
+    assert time.monotonic() - began > 2.0
+    assert [unit.pieces[0].answers[0].text for unit in answered] == ["fine"] * 6
+
+
 def test_an_engine_that_breaks_ends_its_process_with_the_reason_instead_of_hanging():
     done = subprocess.run(
         [sys.executable, "-c", BROKEN_ENGINE], cwd=ROOT, capture_output=True, text=True, timeout=300, check=False
