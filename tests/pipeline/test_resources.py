@@ -80,10 +80,10 @@ def test_what_cannot_fit_is_refused_with_a_remedy(options, cluster, remedy):
         allocate(job(**options), cluster)
 
 
-def test_calls_in_flight_fill_the_batch_and_a_quarter_more():
+def test_calls_in_flight_fill_the_batch_and_a_half_more():
     given = allocate(job(batch_size=64), Cluster(cpus=16, gpus=1, memory_bytes=128 * GB))
-    assert given.calls_per_replica(1.0) == 80
-    assert given.calls_per_replica(5.0) == 27  # of five pages each: three of them are unanswered on the average
+    assert given.calls_per_replica(1.0) == 96
+    assert given.calls_per_replica(5.0) == 32  # of five pages each: three of them are unanswered on the average
     assert given.calls_per_replica(1000.0) == 2
 
 
