@@ -79,6 +79,7 @@ def produce(
 ) -> None:
     """The generator's process: batches for ever; some are held-out ones of the rung in focus or of clips."""
     os.nice(5)
+    queue.cancel_join_thread()  # or it would wait at its end for a trainer that is gone to fetch the rest
     processor = Processor.from_pretrained(folder)
     rng = np.random.default_rng([seed, time.time_ns()])
     trainer = os.getppid()
@@ -140,7 +141,10 @@ def assist(folder: str, assistant: Assistant, queue: "Queue[Produced]") -> None:
         if assistant.is_filled.is_set():
             time.sleep(0.01)
             continue
-        produced = queue.get()
+        try:
+            produced = queue.get(timeout=10)  # look now and then whether the trainer is still there
+        except queue_module.Empty:
+            continue
         if produced.held_out:
             continue
         with torch.no_grad():

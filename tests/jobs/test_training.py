@@ -1,11 +1,14 @@
 """Training material points where the truth stands, and the helps are what they say: against brute force."""
 
 import json
+import sys
+import time
 from dataclasses import replace
 from itertools import cycle, islice
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 import torch
 
@@ -257,3 +260,22 @@ def test_a_new_probe_is_fitted_before_its_gradients_reach_a_trained_tower(tmp_pa
     assert all(parameter.requires_grad for parameter in trainer.network.parameters())
     trainer.save()
     assert not Trainer(tmp_path, Path(CHECKPOINT)).has_new_probe
+
+
+def test_a_trainer_that_is_killed_leaves_no_process_behind(tmp_path):
+    options = ["--work", str(tmp_path / "work"), "--token-budget", "512", "--log-every", "1"]
+    command = [sys.executable, "-m", "jobs.train_demo", *options]
+    with (tmp_path / "log").open("w") as log:
+        trainer = psutil.Popen(command, stdout=log, stderr=log, cwd=Path(CHECKPOINT).parents[1])
+    deadline = time.monotonic() + 240
+    while "step 2" not in (tmp_path / "log").read_text():  # by then the generator and the assistant are at work
+        assert time.monotonic() < deadline, (tmp_path / "log").read_text()
+        time.sleep(0.2)
+    helpers = trainer.children(recursive=True)
+    assert len(helpers) >= 2
+    trainer.kill()
+    trainer.wait()
+    _, alive = psutil.wait_procs(helpers, timeout=60)
+    for helper in alive:
+        helper.kill()
+    assert not alive
