@@ -8,7 +8,7 @@ REPLICA_CPUS_CUDA = 1.0  # for each GPU the thread that feeds it
 WRITER_CPUS = 0.25
 SPARE_CPUS = 1.0  # for Ray Data's own tasks: without it a full cluster would wait for itself
 PARENT_BYTES = 768 * 2**20  # of a decoder's memory: its own process, beside the child that renders
-BATCH_SIZE = {"cpu": 8, "cuda": 64}
+BATCH_SIZE = {"cpu": 32, "cuda": 64}
 CALLS_OVER_SLOTS = 1.5  # prompts at hand for each slot: a unit that is answered is replaced ten or more steps later
 REPLICAS_PER_WRITER = 8
 # Visual tokens a replica reads each second, text and all, until somebody measures: only --plan uses them.
