@@ -24,7 +24,7 @@ except ImportError:  # an optional extra: checked_implementation says so where i
 
 AttentionImplementation = Literal["sdpa", "numba", "triton", "flash_attention_2"]
 FLASH_BLOCK_SIZE = 256  # flash-attn 2 reads paged caches in blocks of a multiple of this
-SHORT_CHUNK = 16  # tokens: up to here our own loops on a CPU are faster than torch's matrix products
+SHORT_CHUNK = 32  # tokens: up to here our own loops on a CPU are faster than torch's matrix products
 MASK_SIZE = 2**23  # elements of the largest mask: long chunks over many keys are attended a few rows at a time
 
 
