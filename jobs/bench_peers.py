@@ -153,20 +153,19 @@ def with_vllm(
     )
     theirs.close()
 
-    def received() -> Any:
+    def told(message: Any) -> Any:
         try:
+            ours.send(message)
             return ours.recv()
-        except EOFError:
+        except (EOFError, OSError):
             raise RuntimeError(f"vLLM ended with status {process.wait()}; what it said is above") from None
 
     def answer_all() -> tuple[Took, dict[str, list[int]]]:
-        ours.send("again")
-        seconds, cpu_seconds, tokens = received()
+        seconds, cpu_seconds, tokens = told("again")
         return Took(seconds, cpu_seconds), tokens
 
     try:
-        ours.send(question)
-        received()  # it has answered one batch to warm up
+        told(question)  # it answers one batch to warm up
         yield answer_all
     finally:
         ours.close()
