@@ -110,10 +110,11 @@ def _decodes(chunk: Chunk) -> bool:
 
 
 def _sampling_rows(chunks: Sequence[Chunk]) -> NDArray[np.int64]:
-    """Of the packed tokens those that yield the next one, or check a draft."""
-    ends = np.cumsum([len(chunk) for chunk in chunks]).tolist()
-    asked = [(end - len(chunk.draft) - 1, end) for chunk, end in zip(chunks, ends, strict=True) if chunk.samples]
-    return np.concatenate([np.arange(first, end) for first, end in asked])
+    """Of the packed tokens those that yield the next one, or check a draft: the last ones of each chunk that asks."""
+    lengths_S = [len(chunk) for chunk in chunks]
+    asked_S = [len(chunk.draft) + 1 if chunk.samples else 0 for chunk in chunks]
+    firsts_N = np.repeat(np.cumsum(lengths_S) - asked_S, lengths_S)
+    return np.flatnonzero(np.arange(len(firsts_N)) >= firsts_N)
 
 
 def _accepted(draft: tuple[int, ...], chosen: list[SampledToken]) -> list[SampledToken]:
