@@ -79,12 +79,17 @@ def engine_reader(options: EngineOptions, model: str) -> Callable[[Sequence[Prom
     engine = Engine.from_pretrained(model, replace(options, prefix_cache=False))
 
     def answer(prompts: Sequence[Prompt]) -> list[Completion]:
-        for prompt in prompts:
-            engine.add(prompt)
-        completions = {completion.key: completion for completion in engine.drain()}
+        completions = answer_all(engine, prompts)
         return [completions[prompt.key] for prompt in prompts]
 
     return answer
+
+
+def answer_all(engine: Engine, prompts: Sequence[Prompt]) -> dict[str, Completion]:
+    """The completion of each prompt by its key."""
+    for prompt in prompts:
+        engine.add(prompt)
+    return {completion.key: completion for completion in engine.drain()}
 
 
 def with_engine(options: EngineOptions, model: str, prompts: Sequence[Prompt]) -> Timed:

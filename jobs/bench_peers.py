@@ -38,7 +38,7 @@ class Took(NamedTuple):
     """Of one thread on a machine with nothing else to do, both are the same."""
 
     seconds: float
-    cpu_seconds: float  # of this process
+    cpu_seconds: float  # of the process that did it
 
 
 Timed = Callable[[], tuple[Took, Any]]  # does its work once -> what that took, and what it returned
@@ -57,9 +57,12 @@ def in_turns(rounds: int, works: Sequence[Timed]) -> list[tuple[Took, Any]]:
     """The least that each took, and what it returned last. One after the other in every round: a machine's speed
     changes from minute to minute, and would favour one of them if each had all its turns at once."""
     turns = [[work() for work in works] for _ in range(rounds)]
-    return [
-        (Took(*map(min, zip(*(took for took, _ in own), strict=True))), own[-1][1]) for own in zip(*turns, strict=True)
-    ]
+    results = []
+    for own in zip(*turns, strict=True):
+        seconds, cpu_seconds = zip(*(took for took, _ in own), strict=True)
+        _, last = own[-1]
+        results.append((Took(min(seconds), min(cpu_seconds)), last))
+    return results
 
 
 def transformers_reader(model: str, device: str) -> Callable[[list[Prompt]], dict[str, list[int]]]:

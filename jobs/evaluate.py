@@ -16,7 +16,7 @@ import torch
 from rapidfuzz.distance import Levenshtein
 from transformers.utils.logging import disable_progress_bar
 
-from jobs.bench import until_stop
+from jobs.bench import answer_all, until_stop
 from jobs.bench_peers import transformers_reader
 from jobs.event_scores import MICROSECONDS, EventScores, as_sampled, score_events, told_event
 from jobs.sample_videos import SampleEvent, answer_for, clip_window, disturb, is_clear, make_clip, pairs_of
@@ -198,12 +198,6 @@ def clip_scores(question: ClipQuestion, answer: Completion) -> EventScores:
     parsed = parse_events(answer.text, question.span, finish_reason=answer.finish_reason)
     told = [told_event(event.start_us, event.end_us, event.description) for event in parsed.events]
     return score_events(told, question.truth, pair_seconds=2 / FPS)
-
-
-def answer_all(engine: Engine, prompts: Sequence[Prompt]) -> dict[str, Completion]:
-    for prompt in prompts:
-        engine.add(prompt)
-    return {completion.key: completion for completion in engine.drain()}
 
 
 if __name__ == "__main__":

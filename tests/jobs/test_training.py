@@ -263,7 +263,7 @@ def test_a_new_probe_is_fitted_before_its_gradients_reach_a_trained_tower(tmp_pa
 
 
 def test_a_trainer_that_is_killed_leaves_no_process_behind(tmp_path):
-    options = ["--work", str(tmp_path / "work"), "--token-budget", "512", "--log-every", "1"]
+    options = ["--work", str(tmp_path / "work"), "--minutes", "5", "--token-budget", "512", "--log-every", "1"]
     command = [sys.executable, "-m", "jobs.train_demo", *options]
     with (tmp_path / "log").open("w") as log:
         trainer = psutil.Popen(command, stdout=log, stderr=log, cwd=Path(CHECKPOINT).parents[1])
