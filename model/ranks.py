@@ -4,6 +4,7 @@ All ranks run the same engine on the same prompts, and what an engine decides de
 and the word to step travel from rank 0. Nobody outlives the others.
 """
 
+import contextlib
 import logging
 import os
 import pickle
@@ -67,20 +68,31 @@ class Followers:
             self._links.append(link)
             link.send((rank, size, meeting, rank_device(device, rank), follow, args))
         self.wait("started")
-        self.group = join_group(0, size, meeting, rank_device(device, 0))
+        try:
+            self.group = join_group(0, size, meeting, rank_device(device, 0))
+        except RuntimeError as error:  # one that ends takes its connections with it, maybe before they are all made
+            wait(self._links, SECONDS_TO_STOP)
+            self.close()
+            for rank, process in enumerate(self._processes, start=1):
+                if process.returncode:
+                    raise self._ended(rank, "joined") from error
+            raise
 
     def wait(self, what: str) -> None:
         """Until each has said `what`. Raises RuntimeError when one ends instead."""
-        for rank, (link, process) in enumerate(zip(self._links, self._processes, strict=True), start=1):
+        for rank, link in enumerate(self._links, start=1):
             try:
                 said = link.recv()
-            except EOFError:
+            except (EOFError, ConnectionResetError):
                 self.close()
-                raise RuntimeError(
-                    f"rank {rank} of {len(self._links) + 1} ended with status {process.returncode} before it had"
-                    f" {what}: its own words are on the standard error"
-                ) from None
+                raise self._ended(rank, what) from None
             assert said == what, f"rank {rank} said {said}, not {what}"
+
+    def _ended(self, rank: int, before: str) -> RuntimeError:
+        return RuntimeError(
+            f"rank {rank} of {len(self._links) + 1} ended with status {self._processes[rank - 1].returncode} before it"
+            f" had {before}: its own words are on the standard error"
+        )
 
     def watch(self) -> None:
         """From here on this process ends, with status 1, when one of them does: what the GPU works on for a group that
@@ -176,10 +188,11 @@ def _close(
         if status := process.poll():
             _say_ended(rank, len(links) + 1, status)
     for link, process in zip(links, processes, strict=True):
-        try:
+        with contextlib.suppress(OSError):  # it is ending by itself, with a status of its own
             link.send(STOP)
+        try:
             process.wait(SECONDS_TO_STOP)
-        except (OSError, subprocess.TimeoutExpired):
+        except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
         link.close()

@@ -96,9 +96,24 @@ def test_two_replicas_in_one_process_answer_as_one_rank_and_end_in_silence():
 
 
 def test_a_rank_that_cannot_start_is_an_error_not_a_wait():
-    followers = Followers(2, "cpu", len)  # cannot be called with a group and a leader
-    with pytest.raises(RuntimeError, match="rank 1 of 2 ended with status 1 before it had loaded"):
-        followers.wait("loaded")
+    # It may be gone before the last connection is made.
+    with pytest.raises(RuntimeError, match=r"rank 1 of 2 ended with status 1 before it had (joined|loaded)"):
+        Followers(2, "cpu", len).wait("loaded")  # cannot be called with a group and a leader
+    assert not rank_processes()
+
+
+@pytest.mark.parametrize(("is_killed", "message"), [(True, "rank 1 of 2 ended with status -9"), (False, "by peer")])
+def test_ranks_that_do_not_meet_are_an_error_and_leave_no_process(monkeypatch, is_killed, message):
+    def fail(*_):
+        if is_killed:
+            [rank] = rank_processes()
+            rank.kill()
+        raise RuntimeError("Connection closed by peer")
+
+    monkeypatch.setattr("model.ranks.join_group", fail)
+    monkeypatch.setattr("model.ranks.SECONDS_TO_STOP", 1.0)
+    with pytest.raises(RuntimeError, match=message):
+        Followers(2, "cpu", len)
     assert not rank_processes()
 
 
