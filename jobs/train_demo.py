@@ -18,7 +18,7 @@ import shutil
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from itertools import islice
 from multiprocessing.queues import Queue
 from multiprocessing.sharedctypes import Synchronized
@@ -32,7 +32,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from jobs.demo_checkpoint import write_new_checkpoint
 from jobs.muon import Muon
-from jobs.samples import DENSE_LADDER, READABLE
+from jobs.samples import DENSE_LADDER, READABLE, Difficulty
 from jobs.training_batches import TrainingBatch, clip_batches, page_batches
 from jobs.training_losses import GlyphProbe, losses_of, tower_loss
 from model.processor import Processor
@@ -50,6 +50,8 @@ FOCUS_SHARE = 0.5  # of the pages: of the rung in focus; the others come from al
 WEIGHTS = {"answer": 1.0, "pointing": 0.3, "probe": 0.3}
 TOWER_SHARE = 0.25  # of the batches: they teach the tower alone, on dense pages, when its own time is over
 PLAIN_SHARE = 0.25  # of the dense pages
+# Of the pages: their type is at most so many points larger than the rung's smallest, where most letters are misread.
+SMALL_TYPE_SHARE, SMALL_TYPE_RANGE = 0.5, 3.0
 ONLY_TOWER = -1  # in place of a rung, as long as the tower is trained alone
 TOLD_FILE = "training.json"  # of a checkpoint: how far it is
 CLIPS = -1  # the rung of a batch of clips
@@ -100,15 +102,24 @@ def _next_batches(
         return [Produced(CLIPS, held_out, batch) for batch in made]
     if newest == ONLY_TOWER or (not held_out and rng.random() < TOWER_SHARE):
         dense = DENSE_LADDER[0 if rng.random() < PLAIN_SHARE else 1]
+        dense = _sometimes_small(dense, rng)
         made = page_batches(processor, rng, dense, held_out=False, token_budget=2 * budget)
         return [Produced(newest, False, batch, is_for_tower=True) for batch in made]
     in_focus = newest if focus is None else min(focus, newest)
     chosen = in_focus if held_out or rng.random() < FOCUS_SHARE else int(rng.integers(newest + 1))
     html_share = HTML_SHARE if chosen >= HTML_FROM_RUNG and not held_out else 0.0
-    made = page_batches(processor, rng, READABLE[chosen], held_out=held_out, token_budget=budget, html_share=html_share)
+    layout = READABLE[chosen] if held_out else _sometimes_small(READABLE[chosen], rng)
+    made = page_batches(processor, rng, layout, held_out=held_out, token_budget=budget, html_share=html_share)
     batches = [Produced(chosen, held_out, batch) for batch in made]
     rng.shuffle(batches)
     return batches[:2] if held_out else batches
+
+
+def _sometimes_small(layout: Difficulty, rng: np.random.Generator) -> Difficulty:
+    smallest, largest = layout.font_sizes
+    if rng.random() < SMALL_TYPE_SHARE:
+        largest = min(largest, smallest + SMALL_TYPE_RANGE)
+    return replace(layout, font_sizes=(smallest, largest))
 
 
 @dataclass(frozen=True, slots=True)
