@@ -5,8 +5,17 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipeline.records import DocumentStatus, ErrorCode, Failure, PageStatus, Stage
-from pipeline.tables import DocumentRow, PdfInfo, blocks_table, document_markdown, documents_table, pages_table
+from pipeline.records import DocumentStatus, Failure, PageStatus
+from pipeline.tables import (
+    DocumentRow,
+    PdfInfo,
+    Source,
+    blocks_table,
+    document_markdown,
+    documents_table,
+    failure_of,
+    pages_table,
+)
 
 _PAGE_COLUMNS = ("doc_id", "page_no", "status", "error_stage", "error_code", "error_message", "attempts", "markdown")
 
@@ -37,11 +46,7 @@ def _document_row(asset: dict[str, Any], pages: Sequence[dict[str, Any]]) -> Doc
     markdown, spans = document_markdown([(page["page_no"], page["markdown"]) for page in pages])
     return DocumentRow(
         doc_id=asset["asset_id"],
-        source_uri=asset["uri"],
-        source_etag=asset["etag"],
-        source_size=asset["size"],
-        media_type=asset["media_type"],
-        filename=asset["uri"].rsplit("/", 1)[-1],
+        source=Source.of(asset),
         status=status,
         failure=failure,
         pages_total=len(pages),
@@ -72,13 +77,9 @@ def _outcome(
 ) -> tuple[DocumentStatus, Failure | None]:
     """A document's status, and the first thing that went wrong in it: failed pages before those cut off."""
     if asset["error_code"]:
-        return DocumentStatus.FAILED, _failure(asset)
+        return DocumentStatus.FAILED, failure_of(asset)
     troubled = [page for status in ("failed", "truncated") for page in pages if page["status"] == status]
     if not troubled:
         return DocumentStatus.OK, None
     all_failed = count[PageStatus.FAILED] == len(pages) - count[PageStatus.SKIPPED]
-    return DocumentStatus.FAILED if all_failed else DocumentStatus.PARTIAL, _failure(troubled[0])
-
-
-def _failure(row: dict[str, Any]) -> Failure:
-    return Failure(Stage(row["error_stage"]), ErrorCode(row["error_code"]), row["error_message"], row["attempts"])
+    return DocumentStatus.FAILED if all_failed else DocumentStatus.PARTIAL, failure_of(troubled[0])

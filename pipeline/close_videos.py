@@ -20,6 +20,7 @@ from pipeline.records import (
     WindowSpan,
     WindowStatus,
 )
+from pipeline.tables import Source, failure_of
 from pipeline.video_tables import VIDEO_FACTS, VideoRow, videos_table, windows_table
 from pipeline.video_windows import PlannedWindow, plan_windows
 
@@ -79,11 +80,7 @@ def _video_row(
     facts = facts | {"time_base_num": time_base[0], "time_base_den": time_base[1]}
     return VideoRow(
         video_id=asset["asset_id"],
-        source_uri=asset["uri"],
-        source_etag=asset["etag"],
-        source_size=asset["size"],
-        media_type=asset["media_type"],
-        filename=asset["uri"].rsplit("/", 1)[-1],
+        source=Source.of(asset),
         status=status,
         failure=failure,
         facts={fact.name: facts.get(fact.name, _EMPTY.get(fact.type, 0)) for fact in VIDEO_FACTS},
@@ -103,11 +100,11 @@ def _video_row(
 def _outcome(asset: dict[str, Any], windows: Sequence[dict[str, Any]]) -> tuple[DocumentStatus, Failure | None]:
     """A video's status, and the first thing that went wrong in it: failed windows before those cut off."""
     if asset["error_code"]:
-        return DocumentStatus.FAILED, _failure(asset)
+        return DocumentStatus.FAILED, failure_of(asset)
     troubled = [row for status in ("failed", "truncated") for row in windows if row["status"] == status]
     if troubled:
         all_failed = all(row["status"] == "failed" for row in windows)
-        return DocumentStatus.FAILED if all_failed else DocumentStatus.PARTIAL, _failure(troubled[0])
+        return DocumentStatus.FAILED if all_failed else DocumentStatus.PARTIAL, failure_of(troubled[0])
     if any(_is_truncated(row) for row in windows):
         message = "the file ends before its header says"
         return DocumentStatus.PARTIAL, Failure(Stage.RENDER, ErrorCode.TRUNCATED_FILE, message)
@@ -116,7 +113,3 @@ def _outcome(asset: dict[str, Any], windows: Sequence[dict[str, Any]]) -> tuple[
 
 def _is_truncated(row: dict[str, Any]) -> bool:
     return row["error_code"] in _TRUNCATED or "truncated_file" in row["flags"]
-
-
-def _failure(row: dict[str, Any]) -> Failure:
-    return Failure(Stage(row["error_stage"]), ErrorCode(row["error_code"]), row["error_message"], row["attempts"])

@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline.elements import clean_text
-from pipeline.records import Block, DocumentStatus, Failure, PageRow
+from pipeline.records import Block, DocumentStatus, ErrorCode, Failure, PageRow, Stage
 from pipeline.schema import column as _column
 from pipeline.schema import list_of as _list
 from pipeline.schema import struct as _struct
@@ -161,15 +161,26 @@ class PdfInfo:
 
 
 @dataclass(frozen=True, slots=True)
+class Source:
+    """The input that a document or a video is."""
+
+    uri: str
+    etag: str
+    size: int
+    media_type: str
+
+    @classmethod
+    def of(cls, asset: dict[str, Any]) -> "Source":
+        """Of a row of ASSETS."""
+        return cls(asset["uri"], asset["etag"], asset["size"], asset["media_type"])
+
+
+@dataclass(frozen=True, slots=True)
 class DocumentRow:
     """One row of the documents table."""
 
     doc_id: str
-    source_uri: str
-    source_etag: str
-    source_size: int
-    media_type: str
-    filename: str
+    source: Source
     status: DocumentStatus
     failure: Failure | None
     pages_total: int
@@ -251,11 +262,7 @@ def _document_columns(row: DocumentRow) -> dict[str, Any]:
     info = row.pdf_info
     return {
         "doc_id": row.doc_id,
-        "source_uri": row.source_uri,
-        "source_etag": row.source_etag,
-        "source_size": row.source_size,
-        "media_type": row.media_type,
-        "filename": row.filename,
+        **source_columns(row.source),
         "status": row.status.value,
         **failure_columns(row.failure),
         "pages_total": row.pages_total,
@@ -333,6 +340,16 @@ def _block_columns(block: Block) -> dict[str, Any]:
     }
 
 
+def source_columns(source: Source) -> dict[str, Any]:
+    return {
+        "source_uri": source.uri,
+        "source_etag": source.etag,
+        "source_size": source.size,
+        "media_type": source.media_type,
+        "filename": source.uri.rsplit("/", 1)[-1],
+    }
+
+
 def failure_columns(failure: Failure | None) -> dict[str, Any]:
     if failure is None:
         return {"error_stage": "", "error_code": "", "error_message": "", "retryable": False, "attempts": 0}
@@ -343,3 +360,8 @@ def failure_columns(failure: Failure | None) -> dict[str, Any]:
         "retryable": failure.code.retryable,
         "attempts": failure.attempts,
     }
+
+
+def failure_of(row: dict[str, Any]) -> Failure:
+    """What `failure_columns` wrote, of a row that has a failure."""
+    return Failure(Stage(row["error_stage"]), ErrorCode(row["error_code"]), row["error_message"], row["attempts"])

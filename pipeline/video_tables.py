@@ -10,7 +10,7 @@ from pipeline.elements import clean_text
 from pipeline.event_tables import VIDEO_ID
 from pipeline.records import DocumentStatus, Failure, WindowRow
 from pipeline.schema import column, list_of
-from pipeline.tables import ERROR_COLUMNS, SOURCE_COLUMNS, failure_columns
+from pipeline.tables import ERROR_COLUMNS, SOURCE_COLUMNS, Source, failure_columns, source_columns
 
 _STRING, _TEXT, _FLAG = pa.string(), pa.large_string(), pa.bool_()
 _INT16, _INT32, _INT64, _FLOAT, _DOUBLE = pa.int16(), pa.int32(), pa.int64(), pa.float32(), pa.float64()
@@ -122,11 +122,7 @@ class VideoRow:
     """One row of the videos table."""
 
     video_id: str
-    source_uri: str
-    source_etag: str
-    source_size: int
-    media_type: str
-    filename: str
+    source: Source
     status: DocumentStatus
     failure: Failure | None
     facts: dict[str, Any]  # VIDEO_FACTS by name
@@ -159,10 +155,12 @@ def windows_table(parts: pa.Table) -> pa.Table:
 
 
 def _video_columns(row: VideoRow) -> dict[str, Any]:
-    columns = {name: getattr(row, name) for name in VideoRow.__dataclass_fields__ if name not in ("failure", "facts")}
+    apart = ("source", "failure", "facts")
+    columns = {name: getattr(row, name) for name in VideoRow.__dataclass_fields__ if name not in apart}
     total = row.windows_ok + row.windows_truncated + row.windows_failed
     return (
         columns
+        | source_columns(row.source)
         | row.facts
         | failure_columns(row.failure)
         | {"status": row.status.value, "windows_total": total, "user": list(row.user)}

@@ -22,6 +22,7 @@ from pipeline.tables import (
     DocumentRow,
     PageSpan,
     PdfInfo,
+    Source,
     blocks_table,
     document_markdown,
     documents_table,
@@ -77,11 +78,7 @@ PAGE = PageRow(
 )
 DOCUMENT = DocumentRow(
     doc_id="d1",
-    source_uri="s3://bucket/a b.pdf",
-    source_etag="tag",
-    source_size=2**40,
-    media_type="application/pdf",
-    filename="a b.pdf",
+    source=Source("s3://bucket/a b.pdf", "tag", 2**40, "application/pdf"),
     status=DocumentStatus.PARTIAL,
     failure=None,
     pages_total=15,
@@ -98,14 +95,16 @@ DOCUMENT = DocumentRow(
     tokens_out=7,
     user=(("case", "17"), ("tag", "")),
 )
+SOURCE_COLUMNS = ["source_uri", "source_etag", "source_size", "media_type", "filename"]
 FAILURE_COLUMNS = ["error_stage", "error_code", "error_message", "retryable", "attempts"]
 
 
 def columns_of(row_type: type) -> list[str]:
-    """The columns a dataclass stands for: a failure is five of them, a box is called bbox."""
+    """The columns a dataclass stands for: a source or failure is five of them, a box is called bbox."""
+    several = {"source": SOURCE_COLUMNS, "failure": FAILURE_COLUMNS}
     columns: list[str] = []
     for name in (field.name for field in fields(row_type)):
-        columns += FAILURE_COLUMNS if name == "failure" else [name.replace("box", "bbox")]
+        columns += several.get(name, [name.replace("box", "bbox")])
     return columns
 
 
@@ -179,7 +178,9 @@ def test_a_document_comes_back_value_for_value() -> None:
     assert row["page_spans"] == [{"page": 1, "start": 0, "end": 3}, {"page": 2, "start": 5, "end": 8}]
     assert row["pdf_info"]["has_xfa"] is True
     assert row["user"] == [("case", "17"), ("tag", "")]
-    assert (row["source_size"], row["tokens_in"], row["status"]) == (2**40, 2**33, "partial")
+    source = ["s3://bucket/a b.pdf", "tag", 2**40, "application/pdf", "a b.pdf"]
+    assert [row[name] for name in SOURCE_COLUMNS] == source
+    assert (row["tokens_in"], row["status"]) == (2**33, "partial")
     assert [row[name] for name in FAILURE_COLUMNS] == ["", "", "", False, 0]
     assert (other["page_spans"], other["user"], other["pdf_info"]["author"]) == ([], [], "")
 
