@@ -54,8 +54,10 @@ class Qwen3VL(nn.Module):
         attention: Attention,
         visual: VisualFeatures | None = None,
         visual_rows_M: Tensor | None = None,
+        rows_R: Tensor | None = None,
     ) -> Tensor:
-        """Packed tokens (or a chunk of them) -> hidden states [N, E] ready for `logits`.
+        """Packed tokens (or a chunk of them) -> hidden states ready for `logits`: [N, E], or [R, E] of the rows that
+        are asked for.
 
         `visual` holds the features of exactly the visual tokens among `token_ids_N`, in order. `visual_rows_M` says
         which rows those are; without it they are searched for, and on a GPU the host waits for the result.
@@ -68,7 +70,12 @@ class Qwen3VL(nn.Module):
         deepstack_LME = visual.deepstack_LMO if visual else hidden_NE.new_empty(0, 0, hidden_NE.shape[1])
         if visual:
             hidden_NE = hidden_NE.index_copy(0, visual_rows_M, visual.embeddings_MO.to(hidden_NE.dtype))
-        return decoder(hidden_NE, positions_3N, attention, visual_rows_M=visual_rows_M, deepstack_LME=deepstack_LME)
+        return decoder(
+            *(hidden_NE, positions_3N, attention),
+            visual_rows_M=visual_rows_M,
+            deepstack_LME=deepstack_LME,
+            rows_R=rows_R,
+        )
 
     def logits(self, hidden_NE: Tensor) -> Tensor:
         """-> [N, V]; with several ranks the columns of this rank's share of the vocabulary."""

@@ -77,16 +77,17 @@ class Runner:
             logits_RV = self._graphs.logits(token_ids_N, positions_3N, cached)
         else:
             visual, visual_rows_M = self._sight.features(chunks)
-            hidden_NE = self._network(
+            hidden_RE = self._network(
                 device_tensor(token_ids_N, self._device),
                 device_tensor(positions_3N, self._device),
                 paged_attention(self._cache, cached, self._implementation, num_heads=self._network.num_heads),
                 visual,
                 device_tensor(visual_rows_M, self._device),
+                rows_R=device_tensor(_sampling_rows(chunks), self._device) if sampling else None,
             )
             if not sampling:
                 return []
-            logits_RV = self._network.logits(hidden_NE[device_tensor(_sampling_rows(chunks), self._device)])
+            logits_RV = self._network.logits(hidden_RE)
         numbered = [
             (chunk.request.prompt.sampling, len(chunk.request.new_token_ids) + offset)
             for chunk in sampling

@@ -65,8 +65,13 @@ class DecoderLayer(nn.Module):
         else:
             self.mlp = TextMLP(config, group)
 
-    def forward(self, hidden_NE: Tensor, cos_ND: Tensor, sin_ND: Tensor, attention: Attention) -> Tensor:
+    def forward(
+        self, hidden_NE: Tensor, cos_ND: Tensor, sin_ND: Tensor, attention: Attention, rows_R: Tensor | None = None
+    ) -> Tensor:
+        """-> [N, E], or [R, E] of the rows that are asked for: in the last layer nobody sees the others any more."""
         hidden_NE = hidden_NE + self.self_attn(self.input_layernorm(hidden_NE), cos_ND, sin_ND, attention)
+        if rows_R is not None:
+            hidden_NE = hidden_NE[rows_R]
         return hidden_NE + self.mlp(self.post_attention_layernorm(hidden_NE))
 
 
@@ -86,14 +91,18 @@ class TextDecoder(nn.Module):
         *,
         visual_rows_M: Tensor,
         deepstack_LME: Tensor,
+        rows_R: Tensor | None = None,
     ) -> Tensor:
-        """Embedded tokens -> final hidden states [N, E]; level l is added at `visual_rows_M` after layer l."""
+        """Embedded tokens -> final hidden states [N, E], or [R, E] of the rows that are asked for; level l is added at
+        `visual_rows_M` after layer l."""
         cos_ND, sin_ND = (part.to(hidden_NE.dtype) for part in rotary(positions_3N, self.config))
         for index, layer in enumerate(self.layers):
-            hidden_NE = layer(hidden_NE, cos_ND, sin_ND, attention)
-            if index < len(deepstack_LME):
+            has_level = index < len(deepstack_LME)
+            is_narrowed = rows_R is not None and index == len(self.layers) - 1 and not has_level
+            hidden_NE = layer(hidden_NE, cos_ND, sin_ND, attention, rows_R if is_narrowed else None)
+            if has_level:
                 hidden_NE = hidden_NE.index_add(0, visual_rows_M, deepstack_LME[index].to(hidden_NE.dtype))
-        return self.norm(hidden_NE)
+        return self.norm(hidden_NE if rows_R is None or is_narrowed else hidden_NE[rows_R])
 
 
 def rotary(positions_3N: Tensor, config: TextConfig) -> tuple[Tensor, Tensor]:

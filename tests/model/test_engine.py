@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageDraw
-from tiny import Pair, random_frames, random_pair, random_prompt, their_inputs, their_pixels
+from tiny import Pair, every_row, random_frames, random_pair, random_prompt, their_inputs, their_pixels
 from transformers import AutoTokenizer, Qwen3VLForConditionalGeneration
 
 from model.engine import Engine, read_stop_token_ids
@@ -135,17 +135,14 @@ def test_a_prompt_cut_at_any_place_has_the_logits_of_the_whole(pair):
     length = len(prompt.token_ids_T)
     truth = transformers_answer(pair, prompt, content)
     expected = pair.theirs(**their_inputs([prompt], [content])).logits[0]
-    hidden: list[torch.Tensor] = []
-    norm = pair.ours.model.language_model.norm
-    hook = norm.register_forward_hook(lambda _, args, output: hidden.append(output))
     for cut in range(1, length + 1):
-        hidden.clear()
-        completion = run(make_engine(pair, max_step_tokens=cut), [prompt])[0]
+        with every_row(pair.ours) as hidden:
+            completion = run(make_engine(pair, max_step_tokens=cut), [prompt])[0]
         assert [len(part) for part in hidden[:-4]] == [min(cut, length - start) for start in range(0, length, cut)]
         logits = pair.ours.logits(torch.cat(hidden)[:length])
         torch.testing.assert_close(logits, expected, atol=1e-4, rtol=1e-4, msg=f"cut every {cut} tokens")
         assert completion.token_ids == truth.token_ids
-    hook.remove()
+        assert run(make_engine(pair, max_step_tokens=cut), [prompt])[0].token_ids == truth.token_ids
 
 
 @torch.no_grad()

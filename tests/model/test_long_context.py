@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tiny import END, IMAGE, START, VIDEO, Pair, random_frames, random_pair, random_prompt, their_inputs
+from tiny import END, IMAGE, START, VIDEO, Pair, every_row, random_frames, random_pair, random_prompt, their_inputs
 from transformers import Qwen3VLForConditionalGeneration, Qwen3VLTextConfig
 from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLTextRotaryEmbedding
 
@@ -159,13 +159,10 @@ def test_a_scaled_context_is_bounded_by_positions_and_tokens(pair):
 
 def probed_logits(pair: Pair, prompt, probes: list[int], **options) -> torch.Tensor:
     """Logits at some tokens of a prompt that the engine reads in chunks."""
-    chunks: list[torch.Tensor] = []
-    norm = pair.ours.model.language_model.norm
-    hook = norm.register_forward_hook(lambda _, args, output: chunks.append(output))
     engine = Engine(pair.ours, Silent(), EngineOptions(**options), frozenset())
     engine.add(replace(prompt, sampling=Sampling(max_new_tokens=1)))
-    list(engine.drain())
-    hook.remove()
+    with every_row(pair.ours) as chunks:
+        list(engine.drain())
     assert len(chunks) == math.ceil(len(prompt.token_ids_T) / options["max_step_tokens"])
     return pair.ours.logits(torch.cat(chunks)[probes])
 

@@ -83,6 +83,23 @@ def test_hidden_states_and_logits_equal_those_of_transformers(seed, moe, tmp_pat
         torch.testing.assert_close(our_logits, their_logits, atol=1e-4, rtol=1e-4, msg=f"{name}: logits")
 
 
+@pytest.mark.parametrize(("moe", "layers"), [(False, 3), (False, 5), (True, 4)])
+@torch.no_grad()
+def test_rows_that_are_asked_for_are_those_rows_of_all(moe, layers, tmp_path):
+    """Seed 4 has three DeepStack levels: with three layers the last one's is added behind it."""
+    network = random_pair(4, tmp_path, moe=moe, num_hidden_layers=layers).ours
+    assert len(network.config.vision.deepstack_visual_indexes) == 3
+    rng = np.random.default_rng(0)
+    prompt = random_prompt(rng, [3, random_frames(rng), 5])
+    ids, positions = torch.from_numpy(prompt.token_ids_T).long(), torch.from_numpy(prompt.positions_3T)
+    visual = network.look(torch.from_numpy(prompt.patches_PC), [tuple(grid) for grid in prompt.grids_G3.tolist()])
+    rows = torch.tensor([1, 4, len(ids) - 1])
+    everything, some = (
+        network(ids, positions, PackedCausal([len(ids)]), visual, rows_R=wanted) for wanted in (None, rows)
+    )
+    torch.testing.assert_close(some, everything[rows])
+
+
 def test_every_decoder_layer_sees_its_deepstack_level(tmp_path):
     pair = random_pair(3, tmp_path)
     rng = np.random.default_rng(0)

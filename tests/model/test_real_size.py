@@ -12,7 +12,7 @@ import pytest
 import torch
 from test_long_context import Silent
 from test_qwen3_vl import SMALL_TOWER, official_config
-from tiny import their_pixels
+from tiny import every_row, their_pixels
 from transformers import Qwen3VLForConditionalGeneration
 
 from model.config import read_config
@@ -67,14 +67,13 @@ def loading(folder: str) -> None:
 def reading(folder: str, out: str) -> None:
     """Our logits of the last 16 tokens of the prompt, by the engine in chunks."""
     network = from_pretrained(folder)
-    rows: list[torch.Tensor] = []
-    network.model.language_model.norm.register_forward_hook(lambda _, args, output: rows.append(output))
     engine = Engine(network, Silent(), EngineOptions(max_step_tokens=150, kv_cache_tokens=512), frozenset())
     engine.add(prompt())
-    (completion,) = engine.drain()
+    with every_row(network) as passes:
+        (completion,) = engine.drain()
     assert len(completion.token_ids) == 2
     with torch.inference_mode():
-        torch.save(network.logits(torch.cat(rows[:2])[-16:]).float(), out)
+        torch.save(network.logits(torch.cat(passes[:2])[-16:]).float(), out)
 
 
 def their_reading(folder: str, out: str) -> None:

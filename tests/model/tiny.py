@@ -1,5 +1,7 @@
 """Tiny random checkpoints, and transformers' own network beside ours."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -107,6 +109,27 @@ def random_pair(seed: int, folder: Path, *, moe: bool = False, **text) -> Pair:
     theirs.save_pretrained(folder)
     assert read_config(folder).image_token_id == IMAGE
     return Pair(theirs, from_pretrained(str(folder), dtype=torch.float32), folder)
+
+
+@contextmanager
+def every_row(network: Qwen3VL) -> Iterator[list[torch.Tensor]]:
+    """Whoever asks for some rows gets them as before, but of a pass that computes all; these come into the list."""
+    passes: list[torch.Tensor] = []
+    asked: list[torch.Tensor | None] = []
+
+    def ask_for_all(_, args, kwargs):
+        asked.append(kwargs.pop("rows_R", None))
+        return args, kwargs
+
+    def answer(_, args, hidden):
+        passes.append(hidden)
+        rows = asked.pop()
+        return hidden if rows is None else hidden[rows]
+
+    hooks = [network.register_forward_pre_hook(ask_for_all, with_kwargs=True), network.register_forward_hook(answer)]
+    yield passes
+    for hook in hooks:
+        hook.remove()
 
 
 def random_frames(rng: np.random.Generator, *, pairs: int = 0, largest: int = 4) -> Frames:
