@@ -34,20 +34,20 @@ from jobs.demo_checkpoint import write_new_checkpoint
 from jobs.muon import Muon
 from jobs.samples import DENSE_LADDER, READABLE, Difficulty
 from jobs.training_batches import TrainingBatch, clip_batches, page_batches
-from jobs.training_losses import GlyphProbe, losses_of, tower_loss
+from jobs.training_losses import Probes, losses_of, tower_loss
 from model.processor import Processor
 from model.qwen3_vl import Qwen3VL
 from model.weights import from_pretrained, save_weights
 
 ADAMW_SHARE = 0.3  # of the learning rate: Muon's steps are a fifth of AdamW's at the same rate
 WARM_UP_STEPS = 100
-PROBE_STEPS, PROBE_LEARNING_RATE = 300, 3e-3  # of a new probe alone, beside a trained tower
+PROBE_STEPS, PROBE_LEARNING_RATE = 300, 3e-3  # of new probes alone, beside a trained tower
 COOL_DOWN_SHARE = 0.6  # of the time, at its end: the learning rate falls to nothing
 PASS_MARKS = (0.4, 0.5, 0.6)  # accuracy on a rung that lets the next one in; the last mark is that of all further ones
 HTML_FROM_RUNG, HTML_SHARE = 6, 0.1  # the rungs that also ask for `qwenvl html`
 CLIPS_FROM_RUNG, CLIP_SHARE = 0, 0.25
 FOCUS_SHARE = 0.5  # of the pages: of the rung in focus; the others come from all rungs so far
-WEIGHTS = {"answer": 1.0, "pointing": 0.3, "probe": 0.3}
+WEIGHTS = {"answer": 1.0, "pointing": 0.3, "cell": 0.3, "letters": 0.15}
 TOWER_SHARE = 0.25  # of the batches: they teach the tower alone, on dense pages, when its own time is over
 PLAIN_SHARE = 0.25  # of the dense pages
 # Of the pages: their type is at most so many points larger than the rung's smallest, where most letters are misread.
@@ -73,7 +73,7 @@ class Produced:
     rung: int
     held_out: bool
     batch: TrainingBatch
-    is_for_tower: bool = False  # the probe's loss alone
+    is_for_tower: bool = False  # the loss of its probe alone
 
 
 def produce(
@@ -146,8 +146,8 @@ def assist(folder: str, assistant: Assistant, queue: "Queue[Produced]") -> None:
     torch.set_num_threads(1)
     trainer = os.getppid()
     network = from_pretrained(folder, dtype=torch.float32).train().requires_grad_(True)
-    probe = GlyphProbe(network.config)
-    parameters = [*network.parameters(), *probe.parameters()]
+    probes = Probes(network.config)
+    parameters = [*network.parameters(), *probes.parameters()]
     while os.getppid() == trainer:
         if assistant.is_filled.is_set():
             time.sleep(0.01)
@@ -162,7 +162,7 @@ def assist(folder: str, assistant: Assistant, queue: "Queue[Produced]") -> None:
             for parameter, shared in zip(parameters, assistant.weights, strict=True):
                 parameter.copy_(shared)
                 parameter.grad = None
-        compute_gradients(network, probe, produced)
+        compute_gradients(network, probes, produced)
         for parameter, gradient in zip(parameters, assistant.gradients, strict=True):
             gradient.copy_(parameter.grad if parameter.grad is not None else torch.zeros(()))
         assistant.is_filled.set()
@@ -183,19 +183,19 @@ def fast_precision(device: torch.device) -> Iterator[None]:
         yield
 
 
-def compute_gradients(network: Qwen3VL, probe: GlyphProbe, produced: Produced) -> dict[str, float]:
+def compute_gradients(network: Qwen3VL, probes: Probes, produced: Produced) -> dict[str, float]:
     """Adds the gradients of the weighted losses to the parameters -> the losses."""
-    with fast_precision(probe.weight.device):
+    with fast_precision(probes.device):
         if produced.is_for_tower:
-            losses = {"probe": tower_loss(network, probe, produced.batch)}
+            losses = {"letters": tower_loss(network, probes, produced.batch)}
         else:
-            losses, _ = losses_of(network, probe, produced.batch)
+            losses, _ = losses_of(network, probes, produced.batch)
     torch.stack([WEIGHTS[name] * loss for name, loss in losses.items()]).sum().backward()
     return {name: loss.item() for name, loss in losses.items()}
 
 
 class Trainer:
-    """Network, probe and optimizers, kept in a folder."""
+    """Network, probes and optimizers, kept in a folder."""
 
     def __init__(self, work: Path, start: Path | None = None, *, device: str = "cpu") -> None:
         """`start`: a checkpoint to begin from where `work` holds none yet; otherwise a new one is made."""
@@ -207,8 +207,8 @@ class Trainer:
                 write_new_checkpoint(self.checkpoint, seed=0)
         network: Qwen3VL = from_pretrained(str(self.checkpoint), device=device, dtype=torch.float32)
         self.network = network.train().requires_grad_(True)
-        self.probe = GlyphProbe(self.network.config).to(device)
-        self._everything = nn.ModuleDict({"network": self.network, "probe": self.probe})
+        self.probes = Probes(self.network.config).to(device)
+        self._everything = nn.ModuleDict({"network": self.network, "probes": self.probes})
         named = list(self._everything.named_parameters())
         matrices = [value for name, value in named if value.ndim == 2 and not ("embed" in name or "probe" in name)]
         # A page is white nearly everywhere: AdamW would spend its steps on the one direction all pixels share. The
@@ -228,7 +228,7 @@ class Trainer:
             ),
         ]
         self._assistants: list[Assistant] = []
-        self.has_new_probe = start is not None and not self._state_file.is_file()
+        self.has_new_probes = start is not None and not self._state_file.is_file()
         told = self.checkpoint / TOLD_FILE
         self.progress = Progress(**json.loads(told.read_text())) if told.is_file() else Progress()
         if self._state_file.is_file():
@@ -250,7 +250,7 @@ class Trainer:
 
     def learn(self, produced: Produced, learning_rate: float) -> dict[str, float]:
         """One step -> the losses."""
-        losses = compute_gradients(self.network, self.probe, produced)
+        losses = compute_gradients(self.network, self.probes, produced)
         for assistant in self._assistants:
             assistant.take(list(self._everything.parameters()))
         torch.nn.utils.clip_grad_norm_(self._everything.parameters(), 1.0)
@@ -265,26 +265,26 @@ class Trainer:
         self.progress.samples += len(produced.batch.token_ids_BT)
         return losses
 
-    def fit_probe(self, batches: Iterator[Produced]) -> None:
+    def fit_letters(self, batches: Iterator[Produced]) -> None:
         """A new probe learns to read what the trained tower says; before it can, its gradients would harm the tower."""
-        optimizer = torch.optim.AdamW(self.probe.parameters(), lr=PROBE_LEARNING_RATE)
+        optimizer = torch.optim.AdamW(self.probes.parameters(), lr=PROBE_LEARNING_RATE)
         decay = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.02, PROBE_STEPS)
         self.network.requires_grad_(False)
         for produced in islice(batches, PROBE_STEPS):
-            with fast_precision(self.probe.weight.device):
-                loss = tower_loss(self.network, self.probe, produced.batch)
+            with fast_precision(self.probes.device):
+                loss = tower_loss(self.network, self.probes, produced.batch)
             loss.backward()
             optimizer.step()
             optimizer.zero_grad()
             decay.step()
         self.network.requires_grad_(True)
-        self.has_new_probe = False
+        self.has_new_probes = False
 
     @torch.no_grad()
     def examine(self, produced: Produced) -> None:
         """A held-out batch: its accuracy enters the running mean of its rung, and may open the next rung."""
-        with fast_precision(self.probe.weight.device):
-            _, accuracy = losses_of(self.network, self.probe, produced.batch)
+        with fast_precision(self.probes.device):
+            _, accuracy = losses_of(self.network, self.probes, produced.batch)
         progress = self.progress
         name = "clips" if produced.rung == CLIPS else READABLE[produced.rung].name
         progress.accuracy[name] = 0.8 * progress.accuracy.get(name, 0.0) + 0.2 * accuracy
@@ -296,9 +296,9 @@ class Trainer:
     @torch.no_grad()
     def log_ablation(self, batches: Iterable[TrainingBatch]) -> None:
         """What DeepStack is worth: the accuracy on held-out batches with its levels, and with zeros in their place."""
-        with fast_precision(self.probe.weight.device):
+        with fast_precision(self.probes.device):
             whole, ablated = (
-                np.mean([losses_of(self.network, self.probe, batch, has_deepstack=has)[1] for batch in batches])
+                np.mean([losses_of(self.network, self.probes, batch, has_deepstack=has)[1] for batch in batches])
                 for has in (True, False)
             )
         print(f"held-out accuracy {whole:.3f}, without DeepStack {ablated:.3f}", flush=True)
@@ -341,8 +341,8 @@ def train(
     for number in range(generators):
         told = (str(trainer.checkpoint), rung, focus, queue, number, budget)
         context.Process(target=produce, args=told, daemon=True).start()
-    if trainer.has_new_probe:
-        trainer.fit_probe(iter(queue.get, None))
+    if trainer.has_new_probes:
+        trainer.fit_letters(iter(queue.get, None))
     trainer.start_assistants(assistants, queue)
     started = saved = time.monotonic()
     kept: dict[str, list[float]] = {}

@@ -2,7 +2,7 @@
 token of an answer.
 
 Letters: B samples of a batch, T tokens of one (the shorter ones are filled up), N = B x T, P patches, C values of a
-patch, M visual tokens of all samples, Q cells of a visual token, A things the probe can name, L looks: two layers may
+patch, M visual tokens of all samples, Q cells of a visual token, A things the probes can name, L looks: two layers may
 look at two places for one token, as `training_clips` has it.
 """
 
@@ -20,15 +20,24 @@ from jobs.training_clips import SIGHTS, looks, sights
 from model.processor import Processor
 from model.request import Frames, Prompt, Sampling
 
-NAMES = (*(chr(code) for code in range(33, 127)), *SIGHTS)  # of what the probe tells apart
+NAMES = (*(chr(code) for code in range(33, 127)), *SIGHTS)  # of what the probes tell apart
 LOOKS = 2
-CELL_WIDTH, CELL_HEIGHT = 8, 16  # pixels: the probe names the letters in each such cell of a visual token
+CELLS_ACROSS, CELLS_DOWN = 6, 3  # of a visual token: about one letter of the smallest type in each
 MARKDOWN, HTML, EVENTS = "qwenvl markdown", "qwenvl html", "qwenvl events"
-NOWHERE = -1  # in place of a target: the next token stands nowhere in the prompt
+NOWHERE = -1  # in place of a target or its cell: the next token stands nowhere in the prompt
 CLIP_SIZES = ((160, 96), (128, 96), (192, 96))
 CLIP_SECONDS = (4, 8, 12, 16)
 CLIP_FPS = 2.0
 POOL = 4  # batches made at once, so that answers of like length come together
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a character of an answer is read: in the tokens of a prompt, one for each look, and in which cell of the
+    first of them."""
+
+    tokens_L: tuple[int, ...]
+    cell: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +47,7 @@ class Sample:
     prompt: Prompt
     answer_start: int
     targets_LT: NDArray[np.int64]  # the tokens of the prompt in which token t of the answer is to be read, or NOWHERE
+    cells_T: NDArray[np.int64]  # in which cell of the first of them, or NOWHERE
     glyphs_MQA: NDArray[np.bool_]  # what is in each cell of each visual token
 
 
@@ -47,6 +57,7 @@ class TrainingBatch:
     positions_3N: NDArray[np.int32]
     is_answer_BT: NDArray[np.bool_]  # the tokens the network has to predict
     targets_LBT: NDArray[np.int64]
+    cells_BT: NDArray[np.int64]
     patches_PC: NDArray[np.uint8]
     grids_G3: list[tuple[int, int, int]]
     glyphs_MQA: NDArray[np.bool_]
@@ -102,11 +113,11 @@ def page_sample(
     multiple = processor.pixel_multiple
     height, width = pixels_HWC.shape[:2]
     first = int(np.flatnonzero(prompt.token_ids_T == processor.config.image_token_id)[0])
-    places = {
-        index: (first + int(glyph.y // multiple) * (width // multiple) + int(glyph.x // multiple),) * LOOKS
-        for index, glyph in aligned(answer, glyphs, is_html=instruction == HTML).items()
-        if 0 <= glyph.x < width and 0 <= glyph.y < height
-    }
+    places = {}
+    for index, glyph in aligned(answer, glyphs, is_html=instruction == HTML).items():
+        if 0 <= glyph.x < width and 0 <= glyph.y < height:
+            token, cell = _located(glyph.x, glyph.y, width // multiple, multiple)
+            places[index] = Place((first + token,) * LOOKS, cell)
     return _with_answer(processor, prompt, answer, places, glyphs_of_cells(glyphs, width, height, multiple))
 
 
@@ -122,13 +133,20 @@ def clip_sample(
     digits = _time_tokens(processor, prompt.token_ids_T, visual[:, 0])
     places = {}
     for index, look in looks(clip, pairs, answer).items():
-        row, column = (
-            int(np.clip(at // multiple, 0, side // multiple - 1)) for at, side in ((look.y, height), (look.x, width))
-        )
-        token = int(visual[look.pair, row * (width // multiple) + column])
-        places[index] = token, token if look.time_pair is None else digits[look.time_pair][look.digit]
+        x, y = (float(np.clip(at, 0, side - 1)) for at, side in ((look.x, width), (look.y, height)))
+        number, cell = _located(x, y, width // multiple, multiple)
+        token = int(visual[look.pair, number])
+        second = token if look.time_pair is None else digits[look.time_pair][look.digit]
+        places[index] = Place((token, second), cell)
     cells = [glyphs_of_cells(seen, width, height, multiple) for seen in sights(clip, pairs)]
     return _with_answer(processor, prompt, answer, places, np.concatenate(cells))
+
+
+def _located(x: float, y: float, columns: int, multiple: int) -> tuple[int, int]:
+    """In which visual token of an image of so many columns a point (in pixels) lies, and in which of its cells."""
+    row, down = divmod(int(y * CELLS_DOWN / multiple), CELLS_DOWN)
+    column, across = divmod(int(x * CELLS_ACROSS / multiple), CELLS_ACROSS)
+    return row * columns + column, down * CELLS_ACROSS + across
 
 
 def _time_tokens(processor: Processor, token_ids_T: NDArray[np.int32], firsts: NDArray[np.intp]) -> list[list[int]]:
@@ -162,32 +180,34 @@ def aligned(answer: str, glyphs: Sequence[Glyph], *, is_html: bool) -> dict[int,
 
 def glyphs_of_cells(glyphs: Sequence[Glyph], width: int, height: int, multiple: int) -> NDArray[np.bool_]:
     """bool [visual tokens, cells, names]: the characters, or things with a name, whose middle lies in each cell."""
-    down, across = multiple // CELL_HEIGHT, multiple // CELL_WIDTH
     number_of = {name: number for number, name in enumerate(NAMES)}
-    seen = np.zeros((height // multiple, width // multiple, down, across, len(NAMES)), dtype=bool)
+    columns = width // multiple
+    seen = np.zeros((height // multiple * columns, CELLS_DOWN * CELLS_ACROSS, len(NAMES)), dtype=bool)
     for glyph in glyphs:
         number = number_of.get(glyph.character)
         if 0 <= glyph.x < width and 0 <= glyph.y < height and number is not None:
-            row, column = int(glyph.y // CELL_HEIGHT), int(glyph.x // CELL_WIDTH)
-            seen[row // down, column // across, row % down, column % across, number] = True
-    return seen.reshape(-1, down * across, len(NAMES))
+            seen[(*_located(glyph.x, glyph.y, columns, multiple), number)] = True
+    return seen
 
 
 def _with_answer(
     processor: Processor,
     prompt: Prompt,
     answer: str,
-    places: Mapping[int, tuple[int, ...]],
+    places: Mapping[int, Place],
     glyphs_MQA: NDArray[np.bool_],
 ) -> Sample:
-    """`places`: for characters of the answer, the tokens of the prompt they are read from, one for each look."""
+    """`places`: of characters of the answer by their index."""
     tokenizer = processor.tokenizer
     encoded = tokenizer.encode(answer, add_special_tokens=False)
     answer_ids = [*encoded.ids, tokenizer.token_to_id("<|im_end|>")]
     start = len(prompt.token_ids_T)
     targets_LT = np.full((LOOKS, start + len(answer_ids)), NOWHERE, dtype=np.int64)
+    cells_T = np.full(start + len(answer_ids), NOWHERE, dtype=np.int64)
     for index, (first, end) in enumerate(encoded.offsets):
-        targets_LT[:, start + index] = next((places[at] for at in range(first, end) if at in places), NOWHERE)
+        if place := next((places[at] for at in range(first, end) if at in places), None):
+            targets_LT[:, start + index] = place.tokens_L
+            cells_T[start + index] = place.cell
     positions = prompt.next_position + np.arange(len(answer_ids), dtype=np.int32)
     whole = replace(
         prompt,
@@ -195,7 +215,7 @@ def _with_answer(
         positions_3T=np.concatenate([prompt.positions_3T, np.tile(positions, (3, 1))], axis=1),
         next_position=prompt.next_position + len(answer_ids),
     )
-    return Sample(whole, start, targets_LT, glyphs_MQA)
+    return Sample(whole, start, targets_LT, cells_T, glyphs_MQA)
 
 
 def _cut(samples: list[Sample], token_budget: int) -> Iterator[TrainingBatch]:
@@ -212,18 +232,21 @@ def _joined(samples: Sequence[Sample]) -> TrainingBatch:
     token_ids_BT = np.zeros((count, longest), dtype=np.int64)
     is_answer_BT = np.zeros((count, longest), dtype=bool)
     targets_LBT = np.full((LOOKS, count, longest), NOWHERE, dtype=np.int64)
+    cells_BT = np.full((count, longest), NOWHERE, dtype=np.int64)
     positions_B3T = np.zeros((count, 3, longest), dtype=np.int32)
     for row, sample in enumerate(samples):
         length = len(sample.prompt.token_ids_T)
         token_ids_BT[row, :length] = sample.prompt.token_ids_T
         is_answer_BT[row, sample.answer_start : length] = True
         targets_LBT[:, row, :length] = sample.targets_LT
+        cells_BT[row, :length] = sample.cells_T
         positions_B3T[row, :, :length] = sample.prompt.positions_3T
     return TrainingBatch(
         token_ids_BT=token_ids_BT,
         positions_3N=positions_B3T.transpose(1, 0, 2).reshape(3, -1),
         is_answer_BT=is_answer_BT,
         targets_LBT=targets_LBT,
+        cells_BT=cells_BT,
         patches_PC=np.concatenate([sample.prompt.patches_PC for sample in samples]),
         grids_G3=[tuple(grid) for sample in samples for grid in sample.prompt.grids_G3.tolist()],
         glyphs_MQA=np.concatenate([sample.glyphs_MQA for sample in samples]),

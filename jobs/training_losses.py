@@ -1,9 +1,10 @@
-"""What training asks of the network beside the answer itself: two helps that are thrown away in the end.
+"""What training asks of the network beside the answer itself: three helps that are thrown away in the end.
 
-The glyph probe has to name the letters in each cell of a visual token from the features the decoder gets; it teaches
-the tower to see letters long before the decoder knows where to look. The pointing loss shows the decoder where to look:
-one head of two layers has to attend to the visual token in which the next piece of the answer stands (guided attention,
-as Tachibana et al., arXiv 1710.08969, have it for speech).
+A probe has to name the letters in each cell of a visual token from the features the decoder gets; it teaches the tower
+to see letters long before the decoder knows where to look. The pointing loss shows the decoder where to look: one head
+of two layers has to attend to the visual token in which the next piece of the answer stands (guided attention, as
+Tachibana et al., arXiv 1710.08969, have it for speech). Of small type several lines share such a token: behind these
+layers another probe has to tell in which of its cells.
 
 Letters: B samples, T tokens of one, N = B x T, L looks, H query heads, K key heads, D head dimension, M visual tokens,
 Q cells, A names.
@@ -15,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from jobs.training_batches import CELL_HEIGHT, CELL_WIDTH, NAMES, NOWHERE, TrainingBatch
+from jobs.training_batches import CELLS_ACROSS, CELLS_DOWN, NAMES, NOWHERE, TrainingBatch
 from model.attention import PackedCausal, device_tensor
 from model.config import ModelConfig
 from model.qwen3_vl import Qwen3VL
@@ -23,17 +24,31 @@ from model.qwen3_vl import Qwen3VL
 POINTING_LAYERS = (2, 3)  # of the decoder, from 0, one for each look: the first two learn what was written last
 
 
-class GlyphProbe(nn.Linear):
-    def __init__(self, config: ModelConfig) -> None:
-        self.cells = (config.pixel_multiple // CELL_WIDTH) * (config.pixel_multiple // CELL_HEIGHT)
-        super().__init__(config.text.hidden_size, self.cells * len(NAMES))
-        nn.init.constant_(self.bias, -5.0)  # most letters are nowhere
+class Probes(nn.Module):
+    """Linear maps that read what the features, and the decoder's hidden states, should say."""
 
-    def loss(self, embeddings_MO: Tensor, glyphs_MQA: Tensor) -> Tensor:
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        cells, size = CELLS_ACROSS * CELLS_DOWN, config.text.hidden_size
+        self.letters = nn.Linear(size, cells * len(NAMES))
+        self.cell = nn.Linear(size, cells)
+        nn.init.constant_(self.letters.bias, -5.0)  # most letters are nowhere
+        nn.init.zeros_(self.cell.weight)  # a new one asks nothing of the network yet
+
+    @property
+    def device(self) -> torch.device:
+        return self.cell.weight.device
+
+    def letters_loss(self, embeddings_MO: Tensor, glyphs_MQA: Tensor) -> Tensor:
         """Binary cross-entropy for each letter or sight (for each token, where there are fewer of them than tokens)."""
-        logits_MQA = self(embeddings_MO).unflatten(-1, (self.cells, len(NAMES))).float()
+        logits_MQA = self.letters(embeddings_MO).view(glyphs_MQA.shape).float()
         total = F.binary_cross_entropy_with_logits(logits_MQA, glyphs_MQA.float(), reduction="sum")
         return total / glyphs_MQA.sum().clamp(min=len(glyphs_MQA))
+
+    def cell_loss(self, hidden_NE: Tensor, cells_N: Tensor) -> Tensor:
+        """Cross-entropy for each token that is read somewhere; it is predicted, so looked for, in the row before it."""
+        rows_R = (cells_N != NOWHERE).nonzero().squeeze(1)
+        return F.cross_entropy(self.cell(hidden_NE[rows_R - 1]).float(), cells_N[rows_R])
 
 
 class PointingCausal:
@@ -59,31 +74,36 @@ class PointingCausal:
         return self._inner(layer, query_NHD, key_NKD, value_NKD)
 
 
-def tower_loss(network: Qwen3VL, probe: GlyphProbe, batch: TrainingBatch) -> Tensor:
-    """The probe's loss alone: the decoder is not run."""
-    device = probe.weight.device
+def tower_loss(network: Qwen3VL, probes: Probes, batch: TrainingBatch) -> Tensor:
+    """The loss of the tower's probe alone: the decoder is not run."""
+    device = probes.device
     visual = network.look(device_tensor(batch.patches_PC, device), batch.grids_G3)
-    return probe.loss(visual.embeddings_MO, device_tensor(batch.glyphs_MQA, device))
+    return probes.letters_loss(visual.embeddings_MO, device_tensor(batch.glyphs_MQA, device))
 
 
 def losses_of(
-    network: Qwen3VL, probe: GlyphProbe, batch: TrainingBatch, *, has_deepstack: bool = True
+    network: Qwen3VL, probes: Probes, batch: TrainingBatch, *, has_deepstack: bool = True
 ) -> tuple[dict[str, Tensor], float]:
-    """Mean cross-entropy of the answers' tokens with what the probe and the pointing heads lose, where there is any;
+    """Mean cross-entropy of the answers' tokens with what the probes and the pointing heads lose, where there is any;
     and the share of the answers' tokens guessed right. Without DeepStack the decoder gets zeros from its levels."""
-    device = probe.weight.device
+    device = probes.device
     token_ids_BT = device_tensor(batch.token_ids_BT, device)
     visual = network.look(device_tensor(batch.patches_PC, device), batch.grids_G3)
     if not has_deepstack:
         visual = replace(visual, deepstack_LMO=torch.zeros_like(visual.deepstack_LMO))
     pointing = PointingCausal(device_tensor(batch.targets_LBT, device))
+    pointed: list[Tensor] = []  # the hidden states behind the layers that point
+    last_pointing = network.model.language_model.layers[POINTING_LAYERS[-1]]
+    hook = last_pointing.register_forward_hook(lambda _, args, hidden_NE: pointed.append(hidden_NE))
     hidden_NE = network(token_ids_BT.flatten(), device_tensor(batch.positions_3N, device), pointing, visual)
+    hook.remove()
     predicted = device_tensor(batch.is_answer_BT.flatten().nonzero()[0], device)
     logits = network.logits(hidden_NE[predicted - 1]).float()
     targets = token_ids_BT.flatten()[predicted]
     losses = {"answer": F.cross_entropy(logits, targets)}
     if pointing.losses:
         losses["pointing"] = torch.stack(pointing.losses).mean()
+        losses["cell"] = probes.cell_loss(pointed[0], device_tensor(batch.cells_BT, device).flatten())
     if batch.glyphs_MQA.any():
-        losses["probe"] = probe.loss(visual.embeddings_MO, device_tensor(batch.glyphs_MQA, device))
+        losses["letters"] = probes.letters_loss(visual.embeddings_MO, device_tensor(batch.glyphs_MQA, device))
     return losses, (logits.argmax(-1) == targets).float().mean().item()

@@ -19,8 +19,8 @@ from jobs.sample_videos import COLORS, answer_for, clip_window, is_clear, make_c
 from jobs.samples import DENSE_LADDER, READABLE, render_with_glyphs
 from jobs.train_demo import Produced, Progress, Trainer
 from jobs.training_batches import (
-    CELL_HEIGHT,
-    CELL_WIDTH,
+    CELLS_ACROSS,
+    CELLS_DOWN,
     HTML,
     MARKDOWN,
     NAMES,
@@ -33,7 +33,7 @@ from jobs.training_batches import (
     page_sample,
 )
 from jobs.training_clips import looks, sights
-from jobs.training_losses import POINTING_LAYERS, GlyphProbe, PointingCausal, losses_of, tower_loss
+from jobs.training_losses import POINTING_LAYERS, PointingCausal, Probes, losses_of, tower_loss
 from model.processor import Processor
 from model.request import Completion, Frames
 from model.weights import from_pretrained
@@ -87,11 +87,17 @@ def test_targets_are_the_visual_tokens_under_the_characters(processor):
     sample = page_sample(processor, page, pixels, glyphs, MARKDOWN)
     first = int(np.flatnonzero(sample.prompt.token_ids_T == processor.config.image_token_id)[0])
     columns = pixels.shape[1] // 32
-    for token, target in zip(sample.prompt.token_ids_T, sample.targets_LT[0], strict=True):
+    for token, target, cell in zip(sample.prompt.token_ids_T, sample.targets_LT[0], sample.cells_T, strict=True):
+        assert (target == NOWHERE) == (cell == NOWHERE)
         if target != NOWHERE:
             letters = processor.tokenizer.decode([int(token)]).strip()
-            row, column = divmod(target - first, columns)
-            there = {g.character for g in glyphs if int(g.y // 32) == row and int(g.x // 32) == column}
+            (row, column), (down, across) = divmod(target - first, columns), divmod(cell, CELLS_ACROSS)
+            top, left = 32 * (row + down / CELLS_DOWN), 32 * (column + across / CELLS_ACROSS)
+            there = {
+                g.character
+                for g in glyphs
+                if top <= g.y < top + 32 / CELLS_DOWN and left <= g.x < left + 32 / CELLS_ACROSS
+            }
             assert letters[0] in there
     assert (sample.targets_LT[0, sample.answer_start :] != NOWHERE).mean() > 0.8
     assert (sample.targets_LT[0] == sample.targets_LT[1]).all()
@@ -154,9 +160,9 @@ def test_what_a_clip_shows_is_where_it_is_said_to_be(processor):
 def test_cells_hold_the_characters_whose_middle_lies_in_them():
     glyphs = [Glyph("a", 3.0, 2.0), Glyph("b", 40.0, 20.0), Glyph("c", 70.0, 2.0), Glyph("é", 1.0, 1.0)]
     seen = glyphs_of_cells(glyphs, width=64, height=32, multiple=32)
-    assert seen.shape == (2, (32 // CELL_HEIGHT) * (32 // CELL_WIDTH), len(NAMES))
+    assert seen.shape == (2, CELLS_DOWN * CELLS_ACROSS, len(NAMES))
     places = {tuple(place) for place in np.argwhere(seen).tolist()}
-    assert places == {(0, 0, NAMES.index("a")), (1, 5, NAMES.index("b"))}
+    assert places == {(0, 0, NAMES.index("a")), (1, CELLS_ACROSS + 1, NAMES.index("b"))}
 
 
 def test_batches_are_rectangular_and_hold_prompt_and_answer(processor):
@@ -197,16 +203,27 @@ def test_the_pointing_loss_is_the_cross_entropy_of_the_attention():
     assert len(pointing.losses) == len(POINTING_LAYERS)
 
 
+def test_the_cell_is_asked_of_the_row_before_the_token_that_is_read():
+    torch.manual_seed(0)
+    probes = Probes(from_pretrained(CHECKPOINT).config)
+    torch.nn.init.normal_(probes.cell.weight)
+    hidden = torch.randn(6, probes.cell.in_features)
+    cells = torch.tensor([NOWHERE, NOWHERE, 4, NOWHERE, 0, 17])
+    expected = [-torch.log_softmax(probes.cell(hidden[row]), 0)[cell] for row, cell in ((1, 4), (3, 0), (4, 17))]
+    assert torch.allclose(probes.cell_loss(hidden, cells), torch.stack(expected).mean(), atol=1e-6)
+
+
 def test_every_parameter_gets_a_gradient_and_some_steps_lower_the_loss(processor):
     network = from_pretrained(CHECKPOINT, dtype=torch.float32).train().requires_grad_(True)
-    probe = GlyphProbe(network.config)
+    probes = Probes(network.config)
+    torch.nn.init.normal_(probes.cell.weight, std=0.02)  # of zeros, as it begins, nothing would reach the network
     rng = np.random.default_rng(5)
     batch = next(page_batches(processor, rng, READABLE[0], held_out=False, token_budget=512))
-    parameters = [*network.parameters(), *probe.parameters()]
+    parameters = [*network.parameters(), *probes.parameters()]
     optimizer = torch.optim.AdamW(parameters, lr=3e-4)
     totals = []
     for _ in range(6):
-        losses, _ = losses_of(network, probe, batch)
+        losses, _ = losses_of(network, probes, batch)
         total = torch.stack(list(losses.values())).sum()
         optimizer.zero_grad()
         total.backward()
@@ -235,31 +252,31 @@ def test_training_begins_where_a_shipped_checkpoint_ended_and_goes_on_where_it_w
     assert all(torch.equal(value, weights[name]) for name, value in trainer.network.state_dict().items())
     trainer.progress.step += 5
     with torch.no_grad():
-        trainer.probe.bias.fill_(3.0)
+        trainer.probes.cell.bias.fill_(3.0)
     trainer.save()
     again = Trainer(tmp_path)
     assert again.progress.step == shipped["step"] + 5
-    assert (again.probe.bias == 3.0).all()
+    assert (again.probes.cell.bias == 3.0).all()
 
 
 def test_a_new_probe_is_fitted_before_its_gradients_reach_a_trained_tower(tmp_path, processor):
     trainer = Trainer(tmp_path, Path(CHECKPOINT))
-    assert trainer.has_new_probe
+    assert trainer.has_new_probes
     before = {name: value.clone() for name, value in trainer.network.state_dict().items()}
     rng = np.random.default_rng(7)
     made = page_batches(processor, rng, DENSE_LADDER[0], held_out=False, token_budget=256)
     batches = [Produced(0, False, batch, is_for_tower=True) for batch in made]
 
     def lost() -> float:
-        return tower_loss(trainer.network, trainer.probe, batches[0].batch).item()
+        return tower_loss(trainer.network, trainer.probes, batches[0].batch).item()
 
     at_first = lost()
-    trainer.fit_probe(islice(cycle(batches), 20))
+    trainer.fit_letters(islice(cycle(batches), 20))
     assert lost() < 0.5 * at_first
     assert all(torch.equal(value, before[name]) for name, value in trainer.network.state_dict().items())
     assert all(parameter.requires_grad for parameter in trainer.network.parameters())
     trainer.save()
-    assert not Trainer(tmp_path, Path(CHECKPOINT)).has_new_probe
+    assert not Trainer(tmp_path, Path(CHECKPOINT)).has_new_probes
 
 
 def test_a_trainer_that_is_killed_leaves_no_process_behind(tmp_path):
