@@ -26,7 +26,7 @@ EVENTS = pa.schema(
         column("description", _STRING, "what happens, in the words of the window that shows most of it"),
         column("label", _STRING, 'its kind, if the answer gives one; "" otherwise'),
         column("confidence", pa.float32(), "0 to 1, as the answer claims it; null if it does not", nullable=True),
-        column("flags", list_of(_STRING), "peculiarities, like clamped, reversed, open_start or open_end"),
+        column("flags", list_of(_STRING), "peculiarities, like clamped, reversed, repeated, open_start or open_end"),
         column("sources", list_of(_SOURCE), "what each window that shows it said, in order"),
     ]
 )

@@ -43,12 +43,13 @@ def merge_events(video_id: str, windows: Sequence[tuple[WindowSpan, Sequence[Win
     Two windows show the same event where, in the time both see, the two views agree: their descriptions are the same
     and they meet, or the descriptions are alike and half of the time is common to both. Each view of a window goes
     with one view of the window before at most, the best pairs first, so that of two alike events neither swallows the
-    other. Windows that only touch have one event where both views touch the border with the same words. A long event
-    is followed from window to window like this; views that never were in the same time are never compared.
+    other. What one window says twice in the same words, with half of the shorter one's time in both, is one view, the
+    longer one. Windows that only touch have one event where both views touch the border with the same words. A long
+    event is followed from window to window like this; views that never were in the same time are never compared.
 
     An event starts where the first view that shows its start has it, and ends where the last view that shows its end
     has it; its words are those of the window that shows most of it. Flags besides those of its views: `open_start` and
-    `open_end`, where only the border of a window (not the video's own first or last) is known.
+    `open_end`, where only the border of a window (not the video's own first or last) is known, and `repeated`.
     """
     if not windows:
         return []
@@ -57,7 +58,7 @@ def merge_events(video_id: str, windows: Sequence[tuple[WindowSpan, Sequence[Win
     for span, events in windows:
         done += [thread for thread in running if thread[-1].span.end_us < span.start_us]
         running = [thread for thread in running if thread[-1].span.end_us >= span.start_us]
-        running = _continued(running, [_View(span, event) for event in events])
+        running = _continued(running, [_View(span, event) for event in _each_once(events)])
     first_us, last_us = windows[0][0].start_us, max(span.end_us for span, _ in windows)
     merged = [_merged(video_id, thread, first_us, last_us) for thread in done + running]
     return _with_chapters(_with_ids(sorted(merged, key=_order)))
@@ -69,6 +70,25 @@ def chapters_of(events: Sequence[Event]) -> list[Chapter]:
     for event in events:
         runs.setdefault(event.chapter_id, []).append(event)
     return [_chapter(run) for run in runs.values()]
+
+
+def _each_once(events: Sequence[WindowEvent]) -> list[WindowEvent]:
+    """The events of one window, in their order, without those that a longer one says already."""
+    kept: dict[int, WindowEvent] = {}
+    for index in sorted(range(len(events)), key=lambda index: events[index].start_us - events[index].end_us):
+        event = events[index]
+        said = next((place for place, other in kept.items() if _says_again(event, other)), None)
+        if said is not None:
+            kept[said] = replace(kept[said], flags=(*kept[said].flags, "repeated"))
+        else:
+            kept[index] = event
+    return [kept[index] for index in sorted(kept)]
+
+
+def _says_again(shorter: WindowEvent, longer: WindowEvent) -> bool:
+    common = min(shorter.end_us, longer.end_us) - max(shorter.start_us, longer.start_us)
+    is_same = shorter.label == longer.label and _words(shorter) == _words(longer)
+    return is_same and common >= _LEAST_TIME * (shorter.end_us - shorter.start_us)
 
 
 def _continued(threads: Sequence[_Thread], views: Sequence[_View]) -> list[_Thread]:

@@ -152,6 +152,24 @@ def test_a_sliver_at_a_border_is_part_of_the_event_that_the_next_window_shows(sl
     assert (event.description, event.start_us, event.end_us) == (whole, 99 * HALF, 110 * HALF)
 
 
+@pytest.mark.parametrize(
+    ("second", "spans"),
+    [
+        ((40, 50, "Rain"), [(10, 50)]),  # inside, but for its case
+        ((44, 54, "rain"), [(10, 50)]),  # half and more of it
+        ((10, 50, "rain"), [(10, 50)]),
+        ((47, 57, "rain"), [(10, 50), (47, 57)]),  # the frame pair that two events share
+        ((40, 50, "snow"), [(10, 50), (40, 50)]),
+    ],
+)
+def test_what_a_window_says_twice_is_one_event(second: Truth, spans: list[tuple[int, int]]) -> None:
+    said = [WindowEvent(s * HALF, e * HALF, words, "", None, ()) for s, e, words in ((10, 50, "rain"), second)]
+    for events in (said, said[::-1]):
+        found = merge_events("video", [(window(1, 0, 60), events)])
+        assert [(event.start_us // HALF, event.end_us // HALF) for event in found] == spans
+        assert [event.flags for event in found] == ([("repeated",)] if len(spans) == 1 else [(), ()])
+
+
 def test_alike_events_at_one_time_stay_two() -> None:
     spans = windows_of(200, 100, 20)
     truth = [(85, 95, "a red circle moves left"), (85, 95, "a red square moves left")]
