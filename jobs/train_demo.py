@@ -3,7 +3,8 @@
 The first minutes teach the vision tower alone, by a probe that names the letters it sees. Then the curriculum climbs
 the rungs: plain lines in one typeface first; the next rung joins when the newest is read well enough (teacher-forced
 accuracy of held-out tokens), and all earlier rungs, and clips, stay in the mix. The forward pass is the project's own
-network, so training also proves it. Matrices are trained by Muon, everything else by AdamW.
+network, so training also proves it. Matrices are trained by Muon, everything else by AdamW; the checkpoint has the
+running mean of the weights (Polyak and Juditsky 1992), which reads better than any one step's.
 
 On a GPU: `--device cuda --generators 15 --token-budget 32768`, for it learns faster than one process draws.
 """
@@ -24,11 +25,13 @@ from multiprocessing.queues import Queue
 from multiprocessing.sharedctypes import Synchronized
 from multiprocessing.synchronize import Event as EventType
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from jobs.demo_checkpoint import write_new_checkpoint
 from jobs.muon import Muon
@@ -41,6 +44,7 @@ from model.weights import from_pretrained, save_weights
 
 ADAMW_SHARE = 0.3  # of the learning rate: Muon's steps are a fifth of AdamW's at the same rate
 WARM_UP_STEPS = 100
+MEAN_DECAY = 0.998  # of the weights of earlier steps in the running mean
 PROBE_STEPS, PROBE_LEARNING_RATE = 300, 3e-3  # of new probes alone, beside a trained tower
 COOL_DOWN_SHARE = 0.6  # of the time, at its end: the learning rate falls to nothing
 PASS_MARKS = (0.4, 0.5, 0.6)  # accuracy on a rung that lets the next one in; the last mark is that of all further ones
@@ -231,12 +235,23 @@ class Trainer:
         self.has_new_probes = start is not None and not self._state_file.is_file()
         told = self.checkpoint / TOLD_FILE
         self.progress = Progress(**json.loads(told.read_text())) if told.is_file() else Progress()
+        state: dict[str, Any] = {}
         if self._state_file.is_file():
             state = torch.load(self._state_file, weights_only=True, map_location=device)
             self._everything.load_state_dict(state["everything"])
             for optimizer, kept in zip(self._optimizers, state["optimizers"], strict=True):
                 optimizer.load_state_dict(kept)
             self.progress = Progress(**state["progress"])
+        self._mean = AveragedModel(self.network, multi_avg_fn=get_ema_multi_avg_fn(MEAN_DECAY))
+        if "mean" in state:
+            self._mean.load_state_dict(state["mean"])
+
+    @property
+    def mean_network(self) -> Qwen3VL:
+        """The network with the running mean of its weights: what is examined and saved."""
+        network = self._mean.module
+        assert isinstance(network, Qwen3VL)
+        return network
 
     def start_assistants(self, count: int, queue: "Queue[Produced]") -> None:
         context = multiprocessing.get_context("spawn")
@@ -261,6 +276,7 @@ class Trainer:
                 group["lr"] = share * learning_rate
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
+        self._mean.update_parameters(self.network)
         self.progress.step += 1
         self.progress.samples += len(produced.batch.token_ids_BT)
         return losses
@@ -284,7 +300,7 @@ class Trainer:
     def examine(self, produced: Produced) -> None:
         """A held-out batch: its accuracy enters the running mean of its rung, and may open the next rung."""
         with fast_precision(self.probes.device):
-            _, accuracy = losses_of(self.network, self.probes, produced.batch)
+            _, accuracy = losses_of(self.mean_network, self.probes, produced.batch)
         progress = self.progress
         name = "clips" if produced.rung == CLIPS else READABLE[produced.rung].name
         progress.accuracy[name] = 0.8 * progress.accuracy.get(name, 0.0) + 0.2 * accuracy
@@ -298,7 +314,7 @@ class Trainer:
         """What DeepStack is worth: the accuracy on held-out batches with its levels, and with zeros in their place."""
         with fast_precision(self.probes.device):
             whole, ablated = (
-                np.mean([losses_of(self.network, self.probes, batch, has_deepstack=has)[1] for batch in batches])
+                np.mean([losses_of(self.mean_network, self.probes, batch, has_deepstack=has)[1] for batch in batches])
                 for has in (True, False)
             )
         print(f"held-out accuracy {whole:.3f}, without DeepStack {ablated:.3f}", flush=True)
@@ -308,11 +324,12 @@ class Trainer:
         state = {
             "everything": self._everything.state_dict(),
             "optimizers": [optimizer.state_dict() for optimizer in self._optimizers],
+            "mean": self._mean.state_dict(),
             "progress": asdict(self.progress),
         }
         torch.save(state, self._state_file.with_suffix(".new"))
         self._state_file.with_suffix(".new").replace(self._state_file)
-        save_weights(self.network, self.checkpoint, torch.bfloat16)
+        save_weights(self.mean_network, self.checkpoint, torch.bfloat16)
         (self.checkpoint / TOLD_FILE).write_text(json.dumps(asdict(self.progress), indent=2) + "\n")
 
 

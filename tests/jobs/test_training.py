@@ -17,7 +17,7 @@ from jobs.evaluate import clip_question, clip_scores
 from jobs.sample_truth import Glyph
 from jobs.sample_videos import COLORS, answer_for, clip_window, is_clear, make_clip, pairs_of
 from jobs.samples import DENSE_LADDER, READABLE, render_with_glyphs
-from jobs.train_demo import Produced, Progress, Trainer
+from jobs.train_demo import MEAN_DECAY, Produced, Progress, Trainer
 from jobs.training_batches import (
     CELLS_ACROSS,
     CELLS_DOWN,
@@ -257,6 +257,30 @@ def test_training_begins_where_a_shipped_checkpoint_ended_and_goes_on_where_it_w
     again = Trainer(tmp_path)
     assert again.progress.step == shipped["step"] + 5
     assert (again.probes.cell.bias == 3.0).all()
+
+
+def test_the_checkpoint_has_the_running_mean_of_the_weights(tmp_path, processor):
+    trainer = Trainer(tmp_path, Path(CHECKPOINT))
+    rng = np.random.default_rng(9)
+    batches = list(page_batches(processor, rng, READABLE[0], held_out=False, token_budget=256))[:3]
+    name = "model.language_model.layers.0.mlp.up_proj.weight"
+    weight = trainer.network.get_parameter(name)
+    mean = None
+    for run in range(2):
+        for batch in batches:
+            before = weight.detach().clone()
+            trainer.learn(Produced(0, False, batch), 1e-3)
+            assert not torch.equal(weight, before)
+            now = weight.detach()
+            mean = now.clone() if mean is None else MEAN_DECAY * mean + (1 - MEAN_DECAY) * now
+        trainer.save()
+        saved = from_pretrained(str(trainer.checkpoint)).get_parameter(name)
+        ours = trainer.mean_network.get_parameter(name)
+        torch.testing.assert_close(ours, mean, rtol=1e-5, atol=1e-7)
+        assert torch.equal(saved, ours.bfloat16())
+        if run == 0:  # the mean goes on, too
+            trainer = Trainer(tmp_path)
+            weight = trainer.network.get_parameter(name)
 
 
 def test_a_new_probe_is_fitted_before_its_gradients_reach_a_trained_tower(tmp_path, processor):
