@@ -105,8 +105,7 @@ def _next_batches(
         made = clip_batches(processor, rng, held_out=held_out, token_budget=budget)
         return [Produced(CLIPS, held_out, batch) for batch in made]
     if newest == ONLY_TOWER or (not held_out and rng.random() < TOWER_SHARE):
-        dense = DENSE_LADDER[0 if rng.random() < PLAIN_SHARE else 1]
-        dense = _sometimes_small(dense, rng)
+        dense = _sometimes_small(DENSE_LADDER[0 if rng.random() < PLAIN_SHARE else 1], rng)
         made = page_batches(processor, rng, dense, held_out=False, token_budget=2 * budget)
         return [Produced(newest, False, batch, is_for_tower=True) for batch in made]
     in_focus = newest if focus is None else min(focus, newest)

@@ -94,9 +94,8 @@ def losses_of(
     pointing = PointingCausal(device_tensor(batch.targets_LBT, device))
     pointed: list[Tensor] = []  # the hidden states behind the layers that point
     last_pointing = network.model.language_model.layers[POINTING_LAYERS[-1]]
-    hook = last_pointing.register_forward_hook(lambda _, args, hidden_NE: pointed.append(hidden_NE))
-    hidden_NE = network(token_ids_BT.flatten(), device_tensor(batch.positions_3N, device), pointing, visual)
-    hook.remove()
+    with last_pointing.register_forward_hook(lambda _, args, hidden_NE: pointed.append(hidden_NE)):
+        hidden_NE = network(token_ids_BT.flatten(), device_tensor(batch.positions_3N, device), pointing, visual)
     predicted = device_tensor(batch.is_answer_BT.flatten().nonzero()[0], device)
     logits = network.logits(hidden_NE[predicted - 1]).float()
     targets = token_ids_BT.flatten()[predicted]

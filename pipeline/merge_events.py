@@ -75,8 +75,8 @@ def chapters_of(events: Sequence[Event]) -> list[Chapter]:
 def _each_once(events: Sequence[WindowEvent]) -> list[WindowEvent]:
     """The events of one window, in their order, without those that a longer one says already."""
     kept: dict[int, WindowEvent] = {}
-    for index in sorted(range(len(events)), key=lambda index: events[index].start_us - events[index].end_us):
-        event = events[index]
+    longest_first = sorted(enumerate(events), key=lambda item: item[1].start_us - item[1].end_us)
+    for index, event in longest_first:
         said = next((place for place, other in kept.items() if _says_again(event, other)), None)
         if said is not None:
             kept[said] = replace(kept[said], flags=(*kept[said].flags, "repeated"))
@@ -87,8 +87,9 @@ def _each_once(events: Sequence[WindowEvent]) -> list[WindowEvent]:
 
 def _says_again(shorter: WindowEvent, longer: WindowEvent) -> bool:
     common = min(shorter.end_us, longer.end_us) - max(shorter.start_us, longer.start_us)
-    is_same = shorter.label == longer.label and _words(shorter) == _words(longer)
-    return is_same and common >= _LEAST_TIME * (shorter.end_us - shorter.start_us)
+    if common < _LEAST_TIME * (shorter.end_us - shorter.start_us):
+        return False
+    return shorter.label == longer.label and _words(shorter) == _words(longer)
 
 
 def _continued(threads: Sequence[_Thread], views: Sequence[_View]) -> list[_Thread]:

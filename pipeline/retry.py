@@ -8,7 +8,7 @@ try of each. An input that is another version by now is read anew, whole, so tha
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import replace
-from typing import Any, TextIO
+from typing import TextIO
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -22,7 +22,7 @@ from pipeline.records import Asset, BadInput, ErrorCode, Failure, Unit
 from pipeline.resources import Resources
 from pipeline.rows import MAX_ROW_BYTES, Row, unit_to_row
 from pipeline.store import Store, join
-from pipeline.survey import ASSETS, MAX_UNIT_PAGES, UNITS, asset_row, cut_units, open_assets
+from pipeline.survey import ASSETS, MAX_UNIT_PAGES, UNITS, asset_failure, asset_row, cut_units, open_assets
 
 _CHANGED = (ErrorCode.CHANGED_DURING_RUN, ErrorCode.NOT_FOUND)
 _FAILED = pa.schema(
@@ -133,7 +133,7 @@ def _reopen(
             now = _as_it_is_now(setup.books.store, row)
             if isinstance(now, Failure):
                 if is_named:
-                    rows[row["order"]] = row | _failure_columns(now, row["attempts"] + 1)
+                    rows[row["order"]] = row | asset_failure(replace(now, attempts=row["attempts"] + 1))
             elif is_named or now.etag != row["etag"]:
                 tries[row["order"]] = row["attempts"]
                 waiting.append(asset_row(row["order"], now, None))
@@ -157,12 +157,3 @@ def _as_it_is_now(store: Store, row: Row) -> Asset | Failure:
         return replace(store.stat(row["uri"]), user=tuple(row["user"]))
     except BadInput as error:
         return error.failure
-
-
-def _failure_columns(failure: Failure, attempts: int) -> dict[str, Any]:
-    return {
-        "error_stage": failure.stage.value,
-        "error_code": failure.code.value,
-        "error_message": failure.message,
-        "attempts": attempts,
-    }

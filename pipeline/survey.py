@@ -213,6 +213,13 @@ def asset_row(order: int, asset: Asset, failure: Failure | None) -> dict[str, An
         "encrypted": False,
         "has_forms": False,
         "has_xfa": False,
+        **asset_failure(failure),
+    }
+
+
+def asset_failure(failure: Failure | None) -> dict[str, Any]:
+    """The columns of a row of ASSETS that say why an input could not be opened."""
+    return {
         "error_stage": failure.stage.value if failure else "",
         "error_code": failure.code.value if failure else "",
         "error_message": failure.message if failure else "",

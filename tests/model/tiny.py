@@ -126,10 +126,8 @@ def every_row(network: Qwen3VL) -> Iterator[list[torch.Tensor]]:
         rows = asked.pop()
         return hidden if rows is None else hidden[rows]
 
-    hooks = [network.register_forward_pre_hook(ask_for_all, with_kwargs=True), network.register_forward_hook(answer)]
-    yield passes
-    for hook in hooks:
-        hook.remove()
+    with network.register_forward_pre_hook(ask_for_all, with_kwargs=True), network.register_forward_hook(answer):
+        yield passes
 
 
 def random_frames(rng: np.random.Generator, *, pairs: int = 0, largest: int = 4) -> Frames:
