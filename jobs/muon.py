@@ -1,4 +1,5 @@
-"""Muon in fp32. Torch's own rounds what it orthogonalises to bf16, 25 times slower on a CPU that has to emulate it."""
+"""Muon in the precision its caller works in. Torch's own always rounds what it orthogonalises to bf16, 25 times slower
+on a CPU that has to emulate it."""
 
 from collections.abc import Iterable
 

@@ -273,7 +273,8 @@ class Trainer:
         for optimizer, share in zip(self._optimizers, (1.0, ADAMW_SHARE), strict=True):
             for group in optimizer.param_groups:
                 group["lr"] = share * learning_rate
-            optimizer.step()
+            with fast_precision(self.probes.device):
+                optimizer.step()
             optimizer.zero_grad(set_to_none=True)
         self._mean.update_parameters(self.network)
         self.progress.step += 1

@@ -17,7 +17,6 @@ from typing import Any, NamedTuple
 
 import torch
 
-from model import cpu_kernels
 from model.attention import check_block_size, checked_implementation
 from model.cache import BlockPool
 from model.capacity import cache_tokens
@@ -26,6 +25,7 @@ from model.drafts import OVERHEADS, Drafter
 from model.engine_options import DTYPES, EngineOptions
 from model.graphs import StepGraphs
 from model.grids import placed_grids
+from model.layers import pack_weights
 from model.loops import CHECK_EVERY, clean_length
 from model.parallel import Group
 from model.prefix import BlockKeys
@@ -334,7 +334,7 @@ def _load(folder: Path, options: EngineOptions, group: Group) -> Qwen3VL:
         group=group,
     )
     if device.type == "cpu":
-        cpu_kernels.store_by_columns(network)
+        pack_weights(network)
     return network
 
 

@@ -15,6 +15,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from model.layers import Linear
+
 PASS_TIMEOUT = timedelta(minutes=5)  # a rank that is stopped, not dead, is given up after this
 LOOPBACK = "127.0.0.1"  # all ranks are on one machine: its name need not resolve, and nobody outside is listened to
 
@@ -102,7 +104,7 @@ def join_group(rank: int, size: int, meeting: Path, device: torch.device) -> Gro
     return Group(rank, size, dist.ProcessGroupGloo(store, rank, size, gloo))
 
 
-class ColumnParallelLinear(nn.Linear):
+class ColumnParallelLinear(Linear):
     """This rank's outputs of a linear map of `out_features` outputs, which come in `pieces` that are not torn."""
 
     def __init__(self, in_features: int, out_features: int, group: Group, *, pieces: int | None = None) -> None:
@@ -111,7 +113,7 @@ class ColumnParallelLinear(nn.Linear):
         self.cuts = {"weight": cut}
 
 
-class RowParallelLinear(nn.Linear):
+class RowParallelLinear(Linear):
     """A linear map of `in_features` inputs of which each rank has its share; the result is whole on every rank."""
 
     def __init__(self, in_features: int, out_features: int, group: Group, *, pieces: int | None = None) -> None:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from model.attention import AttentionImplementation, packed_attention
 from model.config import VisionConfig
-from model.layers import rotate
+from model.layers import Linear, rotate
 from model.parallel import Group, share_out
 
 ROPE_THETA = 10000.0  # not in the official config files; transformers has the same default
@@ -59,8 +59,8 @@ class VisionAttention(nn.Module):
     def __init__(self, config: VisionConfig) -> None:
         super().__init__()
         self.num_heads = config.num_heads
-        self.qkv = nn.Linear(config.hidden_size, 3 * config.hidden_size)
-        self.proj = nn.Linear(config.hidden_size, config.hidden_size)
+        self.qkv = Linear(config.hidden_size, 3 * config.hidden_size)
+        self.proj = Linear(config.hidden_size, config.hidden_size)
 
     def forward(
         self,
@@ -79,8 +79,8 @@ class VisionAttention(nn.Module):
 class VisionMLP(nn.Module):
     def __init__(self, config: VisionConfig) -> None:
         super().__init__()
-        self.linear_fc1 = nn.Linear(config.hidden_size, config.intermediate_size)
-        self.linear_fc2 = nn.Linear(config.intermediate_size, config.hidden_size)
+        self.linear_fc1 = Linear(config.hidden_size, config.intermediate_size)
+        self.linear_fc2 = Linear(config.intermediate_size, config.hidden_size)
 
     def forward(self, hidden_NE: Tensor) -> Tensor:
         return self.linear_fc2(gelu_tanh(self.linear_fc1(hidden_NE)))
@@ -124,8 +124,8 @@ class PatchMerger(nn.Module):
         self.joined = joined
         self.norm_after_joining = norm_after_joining
         self.norm = nn.LayerNorm(joined if norm_after_joining else config.hidden_size, eps=1e-6)
-        self.linear_fc1 = nn.Linear(joined, joined)
-        self.linear_fc2 = nn.Linear(joined, config.out_hidden_size)
+        self.linear_fc1 = Linear(joined, joined)
+        self.linear_fc2 = Linear(joined, config.out_hidden_size)
 
     def forward(self, hidden_NE: Tensor) -> Tensor:
         if self.norm_after_joining:

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from model import cpu_kernels
-from model.layers import RMSNorm, norm_and_rotate, rotate
+from model.layers import Linear, RMSNorm, norm_and_rotate, pack_weights, rotate
 
 
 @pytest.mark.parametrize("shape", [(1, 5), (7, 64), (3, 2, 40)], ids=str)
@@ -64,11 +64,20 @@ def test_heads_are_normed_and_turned_in_one_go_as_one_after_the_other():
     torch.testing.assert_close(found, expected)
 
 
-def test_a_layout_by_columns_changes_no_product():
+@pytest.mark.parametrize("rows", [1, 5, 64, 300])
+def test_packed_weights_change_no_product(rows):
     torch.manual_seed(0)
-    network = torch.nn.Sequential(torch.nn.Linear(5, 7), torch.nn.SiLU(), torch.nn.Linear(7, 3, bias=False))
-    expected = network(torch.eye(5))
-    cpu_kernels.store_by_columns(network)
-    assert network[0].weight.shape == (7, 5)
-    assert network[0].weight.stride() == (1, 7)
-    torch.testing.assert_close(network(torch.eye(5)), expected)
+    network = torch.nn.Sequential(Linear(40, 70), torch.nn.SiLU(), Linear(70, 30, bias=False))
+    hidden_NE = torch.randn(rows, 40)
+    expected = network(hidden_NE)
+    pack_weights(network)
+    assert network[0].weight.is_mkldnn
+    assert network[0].weight.shape == (70, 40)
+    with torch.inference_mode():
+        torch.testing.assert_close(network(hidden_NE), expected)
+
+
+def test_only_weights_in_float32_are_packed():
+    network = Linear(4, 4).bfloat16()
+    pack_weights(network)
+    assert not network.weight.is_mkldnn
