@@ -5,8 +5,8 @@ Letters: P parameters a token is multiplied with, T visual tokens of a page, B r
 
 import argparse
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -21,9 +21,14 @@ from model.attention import (
     paged_attention,
 )
 from model.config import ModelConfig, parse_config, read_config
+from model.engine import Engine
+from model.engine_options import EngineOptions
 from model.graphs import StepGraphs
+from model.layers import pack_weights
+from model.positions import mrope_positions
 from model.processor import checkpoint_folder
 from model.qwen3_vl import Qwen3VL, empty_model
+from model.request import Prompt, Sampling
 
 # Dense bf16 operations and bytes of memory in a second, by the vendor's data sheet.
 PEAKS = {"H100": (989e12, 3.35e12), "H200": (989e12, 4.8e12)}
@@ -41,6 +46,8 @@ EXPERTS: dict[str, dict[str, Any]] = {
     },
 }
 WARM_UP_SECONDS = 0.5
+BLOCK_SIZE = 64  # tokens in one block of the cache
+PROMPT_TOKENS = 60  # of a page, beside its visual tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +69,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--draft-tokens", type=int, default=4, help="of a verify step (default: 4)")
     parser.add_argument("--fp8-cache", action="store_true", help="key/value cache in float8_e4m3fn")
     parser.add_argument("--cuda-graphs", action="store_true", help="decode and verify steps as CUDA graphs")
+    parser.add_argument("--overlap", action="store_true", help="the engine prepares a pass while one is at work")
     parser.add_argument("--attn-implementation", default="auto", help="auto, sdpa, numba, triton (default: auto)")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads (default: 1)")
 
@@ -180,7 +188,7 @@ class Bench:
         return Term("vision", operations / self.operations, measured)
 
     def prefill(self) -> Term:
-        text, length = self.config.text, self.options.visual_tokens + 60
+        text, length = self.config.text, self.options.visual_tokens + PROMPT_TOKENS
         ids_N = torch.zeros(length, dtype=torch.long, device=self.device)
         positions_3N = torch.arange(length, device=self.device).expand(3, -1)
         attention = PackedCausal([length], self.implementation)
@@ -189,15 +197,45 @@ class Bench:
         measured = timed(lambda: self.network(ids_N, positions_3N, attention), self.device)
         return Term("prefill", operations / self.operations, measured)
 
+    def whole(self, floor: float) -> Term:
+        """Twice a batch of pages through the engine itself: no drafts, every answer of full length."""
+        options, text = self.options, self.config.text
+        prompt = blank_page(self.config, options.visual_tokens, options.new_tokens)
+        blocks = -(-(len(prompt.token_ids_T) + options.new_tokens) // BLOCK_SIZE)
+        engine_options = EngineOptions(
+            max_batch_size=options.batch_size,
+            max_draft_tokens=0,
+            prefix_cache=False,
+            kv_cache_tokens=options.batch_size * blocks * BLOCK_SIZE,
+            kv_cache_dtype="fp8" if options.fp8_cache else None,
+            block_size=BLOCK_SIZE,
+            max_context=text.max_position_embeddings,
+            device=str(self.device),
+            attn_implementation=self.implementation,
+            cuda_graphs=options.cuda_graphs,
+            overlap=options.overlap,
+        )
+        engine = Engine(self.network, NoText(), engine_options, frozenset())
+
+        def answer(pages: int) -> float:
+            for number in range(pages):
+                engine.add(replace(prompt, key=str(number)))
+            began = time.perf_counter()
+            completions = list(engine.drain())
+            assert [len(completion.token_ids) for completion in completions] == pages * [options.new_tokens]
+            return (time.perf_counter() - began) / pages
+
+        answer(options.batch_size)  # kernels are compiled, graphs recorded
+        return Term("engine", floor, answer(2 * options.batch_size))
+
     def step(self, drafts: int, tokens_per_step: float) -> Term:
         """A step of the whole batch in the middle of its answers, shared out to a page."""
         options, batch = self.options, self.options.batch_size
-        seen = options.visual_tokens + 60 + options.new_tokens // 2
-        block_size = 64
-        blocks = -(-(seen + drafts + 1) // block_size)
+        seen = options.visual_tokens + PROMPT_TOKENS + options.new_tokens // 2
+        blocks = -(-(seen + drafts + 1) // BLOCK_SIZE)
         text = self.config.text
         spare = batch * blocks  # the block that nobody reads
-        shape = (text.num_hidden_layers, text.num_key_value_heads, spare + 1, block_size, text.head_dim)
+        shape = (text.num_hidden_layers, text.num_key_value_heads, spare + 1, BLOCK_SIZE, text.head_dim)
         keys, values = (torch.zeros(shape, dtype=self.cache_dtype, device=self.device) for _ in range(2))
         cache = KeyValueCache(keys, values, self.dtype)
         tables = np.arange(batch * blocks).reshape(batch, blocks).tolist()
@@ -224,11 +262,42 @@ class Bench:
         return Term("verify" if drafts else "decode", floor * steps / batch, measured * steps / batch)
 
 
+class NoText:
+    """In place of a tokenizer: what a random network writes says nothing."""
+
+    def decode(self, token_ids: Sequence[int], skip_special_tokens: bool) -> str:
+        return ""
+
+
+def blank_page(config: ModelConfig, visual_tokens: int, new_tokens: int) -> Prompt:
+    """A white page of so many visual tokens, or nearly, and some text behind it."""
+    vision = config.vision
+    grid = page_grid(visual_tokens, vision.spatial_merge_size)
+    patches = grid[1] * grid[2]
+    seen = patches // vision.spatial_merge_size**2
+    token_ids_T = np.array([config.image_token_id] * seen + [0] * PROMPT_TOKENS, dtype=np.int32)
+    grids_G3 = np.array([grid], dtype=np.int32)
+    visual = (config.image_token_id, config.video_token_id)
+    positions_3T, following = mrope_positions(
+        token_ids_T, grids_G3, visual_token_ids=visual, merge_size=vision.spatial_merge_size
+    )
+    return Prompt(
+        key="",
+        token_ids_T=token_ids_T,
+        positions_3T=positions_3T,
+        next_position=following,
+        patches_PC=np.full((patches, vision.in_channels * vision.patch_size**2), 255, dtype=np.uint8),
+        grids_G3=grids_G3,
+        sampling=Sampling(max_new_tokens=new_tokens, stop_at_loops=False),
+    )
+
+
 def random_network(config: ModelConfig, device: torch.device, dtype: torch.dtype) -> Qwen3VL:
     """Made on the device: nothing travels."""
     network = empty_model(config, device=device, dtype=dtype).eval().requires_grad_(False)
     for parameter in network.parameters():
         parameter.normal_(std=0.02)
+    pack_weights(network)
     return network
 
 
@@ -246,7 +315,7 @@ def run(options: argparse.Namespace) -> None:
     print(
         f"{options.config}, {total / 1e6:.0f}M random parameters, batch {options.batch_size}, {options.visual_tokens}"
         f" visual and {options.new_tokens} new tokens, cache {cache}, attention {bench.implementation}"
-        f"{', CUDA graphs' if options.cuda_graphs else ''}"
+        f"{', CUDA graphs' if options.cuda_graphs else ''}{', overlap' if options.overlap else ''}"
     )
     print(f"{bench.operations / 1e12:.2f} T operations/s, {bench.bandwidth / 1e9:.0f} GB/s")
     print(f"{'':10}{'floor ms':>10}{'measured':>10}{'share':>8}")
@@ -254,6 +323,8 @@ def run(options: argparse.Namespace) -> None:
     decode, verify = bench.step(0, 1.0), bench.step(options.draft_tokens, options.tokens_per_step)
     for term in (vision, prefill, decode, verify):
         print(f"{term.name:10}{1e3 * term.floor:10.2f}{1e3 * term.measured:10.2f}{term.floor / term.measured:8.0%}")
+    whole = bench.whole(vision.floor + prefill.floor + decode.floor)
+    print(f"{whole.name:10}{1e3 * whole.floor:10.2f}{1e3 * whole.measured:10.2f}{whole.floor / whole.measured:8.0%}")
     for last in (decode, verify):
         terms = (vision, prefill, last)
         floor, measured = sum(term.floor for term in terms), sum(term.measured for term in terms)

@@ -33,8 +33,8 @@ from model.processor import checkpoint_folder, read_tokenizer
 from model.qwen3_vl import Qwen3VL
 from model.ranks import Followers, Leader, rank_device
 from model.request import Completion, EngineStats, FinishReason, Prompt
-from model.runner import Runner, SampledToken
-from model.scheduler import Chunk, Request, Scheduler
+from model.runner import Pass, Runner, SampledToken
+from model.scheduler import Chunk, Lane, Request, Scheduler
 from model.weights import from_pretrained
 
 logger = logging.getLogger(__name__)
@@ -103,6 +103,8 @@ class Engine:
         )
         self._config = network.config
         self._options = options
+        self._lanes: tuple[Lane, ...] = ("decoding", "prompts") if options.overlap else ("mixed",)
+        self._launched: dict[Lane, Pass] = {}  # in this order
         self._keys: set[str] = set()
         self._stats = EngineStats(max_batch_size=options.max_batch_size)
 
@@ -166,20 +168,18 @@ class Engine:
         self._scheduler.add(request)
 
     def step(self) -> list[Completion]:
-        """One forward pass -> the completions that ended with it."""
+        """One forward pass -> the completions that ended with it. With `overlap` the next pass is launched before this
+        one is waited for."""
         if not self.has_work:
             return []
         if self._followers:
             self._followers.tell(self.progress)
         began = time.perf_counter()
-        step = self._scheduler.schedule()
-        for request in step.preempted:
-            self._runner.forget(request.prompt.key)
-        running = self._scheduler.num_running
-        started = [chunk.request for chunk in step.chunks if chunk.request.started_seconds is None]
-        for request in started:
-            request.started_seconds = began
-        sampled = self._runner.run(step.chunks)
+        for lane in self._lanes:
+            if lane not in self._launched:
+                self._launch(lane, began)
+        assert self._launched, "no lane has work: a request larger than the cache was added"
+        sampled = self._launched.pop(next(iter(self._launched))).wait()  # the one that was launched first
         ended = time.perf_counter()
         completions = []
         for chunk, tokens in sampled:
@@ -187,19 +187,34 @@ class Engine:
                 completions.append(self._finish(chunk.request, reason, ended))
         self._stats = replace(
             self._stats,
-            steps=self._stats.steps + 1,
-            running_sum=self._stats.running_sum + running,
-            prompt_tokens=self._stats.prompt_tokens + sum(len(request.prompt.token_ids_T) for request in started),
-            cached_tokens=self._stats.cached_tokens + step.cached_tokens,
-            computed_tokens=self._stats.computed_tokens + sum(len(chunk) for chunk in step.chunks),
             new_tokens=self._stats.new_tokens + sum(len(tokens) for _, tokens in sampled),
-            drafted_tokens=self._stats.drafted_tokens + sum(len(chunk.draft) for chunk in step.chunks),
             accepted_tokens=self._stats.accepted_tokens + sum(len(tokens) - 1 for _, tokens in sampled),
             completions=self._stats.completions + len(completions),
-            preemptions=self._stats.preemptions + len(step.preempted),
             seconds=self._stats.seconds + time.perf_counter() - began,
         )
         return completions
+
+    def _launch(self, lane: Lane, now_seconds: float) -> None:
+        """The next pass of a lane, if there is work for it."""
+        awaited = {chunk.request for launched in self._launched.values() for chunk in launched.sampling}
+        step = self._scheduler.schedule(lane, awaited)
+        for request in step.preempted:
+            self._runner.forget(request.prompt.key)
+        started = [chunk.request for chunk in step.chunks if chunk.request.started_seconds is None]
+        for request in started:
+            request.started_seconds = now_seconds
+        self._stats = replace(
+            self._stats,
+            steps=self._stats.steps + bool(step.chunks),
+            running_sum=self._stats.running_sum + (self._scheduler.num_running if step.chunks else 0),
+            prompt_tokens=self._stats.prompt_tokens + sum(len(request.prompt.token_ids_T) for request in started),
+            cached_tokens=self._stats.cached_tokens + step.cached_tokens,
+            computed_tokens=self._stats.computed_tokens + sum(len(chunk) for chunk in step.chunks),
+            drafted_tokens=self._stats.drafted_tokens + sum(len(chunk.draft) for chunk in step.chunks),
+            preemptions=self._stats.preemptions + len(step.preempted),
+        )
+        if step.chunks:
+            self._launched[lane] = self._runner.launch(step.chunks)
 
     @property
     def progress(self) -> tuple[int, ...]:
@@ -333,8 +348,7 @@ def _load(folder: Path, options: EngineOptions, group: Group) -> Qwen3VL:
         quantization=options.quantization,
         group=group,
     )
-    if device.type == "cpu":
-        pack_weights(network)
+    pack_weights(network)
     return network
 
 

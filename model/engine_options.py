@@ -25,6 +25,7 @@ class EngineOptions:
     tensor_parallel: int = 1  # GPUs (on a CPU: processes) the model is spread over; when one of them dies, all end
     attn_implementation: str = "auto"  # "sdpa", "numba" (CPUs), "triton" (GPUs: auto takes it), "flash_attention_2"
     cuda_graphs: bool = False  # decode and verify steps as CUDA graphs; needs triton's attention and one GPU
+    overlap: bool = False  # prompts and decoding in passes of their own: one is prepared while the other is at work
     expert_layout: ExpertLayout = "auto"  # how experts lie on disk: "official", "transformers"; auto: by their shapes
     max_context: int | None = None  # most tokens of a prompt and its answer; None: what the checkpoint was made for
     quantization: Quantization | None = None  # "fp8": the decoder's matrices in FP8 blocks, whatever the checkpoint has

@@ -11,6 +11,7 @@ from itertools import islice, takewhile
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from model.attention import (
     AttentionImplementation,
@@ -36,6 +37,25 @@ PACK_PATCHES = {"cuda": 16384, "cpu": 1024}
 class SampledToken:
     token_id: int
     logprob: float
+
+
+@dataclass(frozen=True, slots=True)
+class Pass:
+    """A forward pass that the device works on, or has done."""
+
+    sampling: tuple[Chunk, ...]  # the chunks that get tokens
+    pairs_R2: Tensor | None  # on the host: token ids, and log probabilities; None where nobody gets any
+    copied: torch.cuda.Event | None  # they are there; None: already
+
+    def wait(self) -> list[tuple[Chunk, list[SampledToken]]]:
+        """The next tokens of each chunk that asks for some: one, and one more for every token of its draft up to the
+        first that the network would not have written. The only place where the host waits."""
+        if self.pairs_R2 is None:
+            return []
+        if self.copied:
+            self.copied.synchronize()
+        chosen = iter([SampledToken(int(token_id), logprob) for token_id, logprob in self.pairs_R2.tolist()])
+        return [(chunk, _accepted(chunk.draft, list(islice(chosen, len(chunk.draft) + 1)))) for chunk in self.sampling]
 
 
 class Runner:
@@ -66,13 +86,12 @@ class Runner:
         self._graphs = graphs(network, self._cache, spare_block=num_blocks) if graphs else None
 
     @torch.inference_mode()
-    def run(self, chunks: tuple[Chunk, ...]) -> list[tuple[Chunk, list[SampledToken]]]:
-        """Computes the chunks -> the next tokens of each that asks for some: one, and one more for every token of its
-        draft up to the first that the network would not have written."""
+    def launch(self, chunks: tuple[Chunk, ...]) -> Pass:
+        """Has the device compute the chunks, behind the passes that were launched before."""
         chunks = tuple(sorted(chunks, key=lambda chunk: len(chunk) == 1))  # as paged_attention wants them
         cached = [CachedChunk(chunk.request.blocks, chunk.start, chunk.start + len(chunk)) for chunk in chunks]
         token_ids_N, positions_3N = _token_ids(chunks), _positions(chunks, cached)
-        sampling = [chunk for chunk in chunks if chunk.samples]
+        sampling = tuple(chunk for chunk in chunks if chunk.samples)
         if self._graphs and all(map(_decodes, chunks)) and self._graphs.fits(cached):
             logits_RV = self._graphs.logits(token_ids_N, positions_3N, cached)
         else:
@@ -86,7 +105,7 @@ class Runner:
                 rows_R=device_tensor(_sampling_rows(chunks), self._device) if sampling else None,
             )
             if not sampling:
-                return []
+                return Pass((), None, None)
             logits_RV = self._network.logits(hidden_RE)
         numbered = [
             (chunk.request.prompt.sampling, len(chunk.request.new_token_ids) + offset)
@@ -95,10 +114,13 @@ class Runner:
         ]
         draws = plan_draws(numbered, vocab_size=self._network.config.text.vocab_size, device=self._device)
         token_ids_R, logprobs_R = choose_tokens(logits_RV, draws, self._network.group)
-        # The only time the host waits. Token ids are exact in float64, so that one copy brings both.
-        pairs = torch.stack((token_ids_R.double(), logprobs_R.double()), dim=1).tolist()
-        chosen = iter([SampledToken(int(token_id), logprob) for token_id, logprob in pairs])
-        return [(chunk, _accepted(chunk.draft, list(islice(chosen, len(chunk.draft) + 1)))) for chunk in sampling]
+        # Token ids are exact in float64, so that one copy brings both.
+        pairs_R2 = torch.stack((token_ids_R.double(), logprobs_R.double()), dim=1).to("cpu", non_blocking=True)
+        copied = None
+        if self._device.type == "cuda":
+            copied = torch.cuda.Event()
+            copied.record()
+        return Pass(sampling, pairs_R2, copied)
 
     def forget(self, key: str) -> None:
         """Drops what is kept for a request that is finished or preempted."""

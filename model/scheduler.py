@@ -7,8 +7,9 @@ tokens of a draft, which the pass checks.
 """
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Literal
 
 from model.cache import BlockPool
 from model.drafts import Drafter, Overhead, share_budget
@@ -16,6 +17,9 @@ from model.grids import PlacedGrid
 from model.prefix import BlockKeys
 from model.request import Prompt
 
+# What the requests of a pass have in common: in a pass of decoding ones each has its last known token left, and perhaps
+# a draft; a pass of prompts computes the others.
+Lane = Literal["mixed", "prompts", "decoding"]
 RECENT = 0.1  # how much the answer that finished last counts in the usual length
 
 
@@ -44,6 +48,10 @@ class Request:
     def num_tokens(self) -> int:
         """Known tokens: the prompt and the generated ones."""
         return len(self.prompt.token_ids_T) + len(self.new_token_ids)
+
+    @property
+    def lane(self) -> Lane:
+        return "decoding" if self.new_token_ids and self.computed == self.num_tokens - 1 else "prompts"
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,8 +116,9 @@ class Scheduler:
     def add(self, request: Request) -> None:
         self._waiting.append(request)
 
-    def schedule(self) -> Step:
-        """The next pass. Its tokens count as computed from here on."""
+    def schedule(self, lane: Lane = "mixed", awaited: Collection[Request] = ()) -> Step:
+        """The next pass. Its tokens count as computed from here on. Of earlier passes that are still at work `awaited`
+        are the requests that get a token: they stay as they are. The pass has no chunks when the lane has no work."""
         budget = self._max_step_tokens
         chunks: list[Chunk] = []
         preempted: list[Request] = []
@@ -119,19 +128,22 @@ class Scheduler:
         index = 0
         while index < len(self._running) and budget:
             request = self._running[index]
+            index += 1
+            if request in awaited or lane not in ("mixed", request.lane):
+                continue
             end = min(request.num_tokens, request.computed + budget)
-            preempted += self._make_room(request, end)
-            if index < len(self._running):  # it was not itself the newest
+            preempted += self._make_room(request, end, awaited)
+            if self._pool.blocks_for(end) <= len(request.blocks):
                 chunks.append(_take_chunk(request, end))
                 budget -= len(chunks[-1])
-            index += 1
-        while budget and not preempted and self._admits():
+        while lane != "decoding" and budget and not preempted and self._admits():
             request = self._waiting.popleft()
             self._running.append(request)
             cached_tokens += request.computed
             chunks.append(_take_chunk(request, min(request.num_tokens, request.computed + budget)))
             budget -= len(chunks[-1])
-        assert chunks or not self.has_work, "a pass without work: a request larger than the cache was added"
+        if lane == "mixed":
+            assert chunks or not self.has_work, "a pass without work: a request larger than the cache was added"
         self._add_drafts(chunks, min(budget, self._max_draft_tokens))
         return Step(tuple(chunks), tuple(preempted), cached_tokens)
 
@@ -141,10 +153,13 @@ class Scheduler:
         self._usual_new_tokens += RECENT * (len(request.new_token_ids) - self._usual_new_tokens)
         self._leave(request)
 
-    def _make_room(self, request: Request, num_tokens: int) -> list[Request]:
-        """Blocks for `num_tokens` tokens of a running request; the newest are preempted for it, at last it itself."""
-        preempted = []
+    def _make_room(self, request: Request, num_tokens: int, awaited: Collection[Request]) -> list[Request]:
+        """Blocks for `num_tokens` tokens of a running request; the newest are preempted for it, at last it itself. When
+        it would be one that awaits its token, there is no room yet."""
+        preempted: list[Request] = []
         while not self._pool.grow(request.blocks, num_tokens):
+            if self._running[-1] in awaited:
+                break
             newest = self._running.pop()
             self._leave(newest)
             newest.preemptions += 1

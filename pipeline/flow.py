@@ -275,6 +275,7 @@ def engine_loader(setup: Setup, resources: Resources) -> EngineLoader:
         quantization=setup.job.quantization,
         kv_cache_dtype=setup.job.kv_cache_dtype,
         cuda_graphs=setup.job.cuda_graphs,
+        overlap=setup.job.overlap,
         max_context=setup.job.max_context or None,
         rope_scaling_factor=setup.job.rope_scaling or None,
         tensor_parallel=setup.job.tensor_parallel,

@@ -54,6 +54,9 @@ class Job:
     replicas: str = _option("1", "how many copies of the model: N, or MIN,MAX to let Ray Data choose")
     tensor_parallel: int = _option(1, "GPUs of each replica, over which the model is spread; on cpu: processes")
     cuda_graphs: bool = _option(False, "decode by recorded CUDA graphs, on one GPU per replica; not yet seen on a GPU")
+    overlap: bool = _option(
+        False, "prepare the next pass while the GPU is at work, prompts and decoding in turn; not yet seen on a GPU"
+    )
     batch_size: int = _option(0, "prompts a replica works on at once; 0: 64 on cuda, 32 on cpu")
     tokens_per_second: float = _option(
         0.0, "visual tokens a replica reads each second, for the time --plan tells; 0: assume"

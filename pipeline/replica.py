@@ -52,6 +52,7 @@ class EngineLoader:
     quantization: str | None = None
     kv_cache_dtype: str | None = None
     cuda_graphs: bool = False
+    overlap: bool = False
     max_context: int | None = None
     rope_scaling_factor: float | None = None
 

@@ -197,7 +197,7 @@ def test_answers_are_the_same_with_drafts_as_without(pair, kind, sampling):
     prompts = mixed_prompts(rng, mixed_contents(rng), **sampling)
     expected = run(make_engine(pair), prompts)
     drafting = with_drafts(prompts, expected, kind)
-    for options in ({}, {"max_step_tokens": 11}, {"max_batch_size": 2}, {"max_draft_tokens": 3}, {"block_size": 1}):
+    for options in ({}, {"max_step_tokens": 11}, {"max_batch_size": 2}, {"max_draft_tokens": 3}, {"overlap": True}):
         completions = run(make_engine(pair, **options), drafting)
         assert tokens(completions) == tokens(expected), options
         for ours, theirs in zip(completions, expected, strict=True):
@@ -208,13 +208,14 @@ def test_answers_are_the_same_with_drafts_as_without(pair, kind, sampling):
     assert tokens(run(make_engine(pair), mixed)) == tokens([*expected[::2], *expected[1::2]])
 
 
+@pytest.mark.parametrize("overlap", [False, True])
 @pytest.mark.parametrize("kind", DRAFTS)
-def test_preempted_requests_go_on_with_their_drafts(pair, kind, monkeypatch):
+def test_preempted_requests_go_on_with_their_drafts(pair, kind, overlap, monkeypatch):
     rng = np.random.default_rng(32)
     prompts = mixed_prompts(rng, mixed_contents(rng))
     expected = run(make_engine(pair), prompts)
     largest = max(len(prompt.token_ids_T) + prompt.sampling.max_new_tokens for prompt in prompts)
-    engine = make_engine(pair, kv_cache_tokens=largest + 8, block_size=1, max_step_tokens=30)
+    engine = make_engine(pair, kv_cache_tokens=largest + 8, block_size=1, max_step_tokens=30, overlap=overlap)
     monkeypatch.setattr(Scheduler, "_still_expected", lambda *_: 0)  # nobody waits for the room that answers will need
     assert tokens(run(engine, with_drafts(prompts, expected, kind))) == tokens(expected)
     assert engine.stats.preemptions > 0

@@ -18,6 +18,7 @@ from model.engine import Engine, read_stop_token_ids
 from model.engine_options import EngineOptions
 from model.processor import Processor
 from model.request import Completion, Frames, Prompt, Sampling
+from model.runner import Pass, Runner
 
 STOP = 7
 REPOSITORY = Path(__file__).parents[2]
@@ -115,6 +116,7 @@ def test_a_mixed_batch_and_one_at_a_time_answer_as_transformers_does(seed, moe, 
     batch = run(make_engine(pair, max_batch_size=4, max_step_tokens=25), prompts)
     assert tokens(batch) == expected
     assert tokens(run(make_engine(pair), prompts)) == expected
+    assert tokens(run(make_engine(pair, max_batch_size=4, max_step_tokens=25, overlap=True), prompts)) == expected
     alone = make_engine(pair, max_batch_size=1)
     assert [run(alone, [prompt])[0].token_ids for prompt in prompts] == expected
     for completion, answer in zip(batch, truth, strict=True):
@@ -160,12 +162,13 @@ def test_chunks_of_several_prompts_in_one_pass_do_not_mix_their_images(pair):
 
 @pytest.mark.parametrize("sampling", [{}, SAMPLED], ids=["greedy", "sampled"])
 @pytest.mark.parametrize("step_tokens", [9, 200])
-def test_preempted_requests_lose_nothing(pair, sampling, step_tokens):
+@pytest.mark.parametrize("overlap", [False, True])
+def test_preempted_requests_lose_nothing(pair, sampling, step_tokens, overlap):
     rng = np.random.default_rng(13)
     prompts = mixed_prompts(rng, mixed_contents(rng), **sampling)
     expected = run(make_engine(pair), prompts)
     largest = max(len(prompt.token_ids_T) + prompt.sampling.max_new_tokens for prompt in prompts)
-    engine = make_engine(pair, kv_cache_tokens=largest + 8, block_size=1, max_step_tokens=step_tokens)
+    engine = make_engine(pair, kv_cache_tokens=largest + 8, block_size=1, max_step_tokens=step_tokens, overlap=overlap)
     cramped = run(engine, prompts)
     assert tokens(cramped) == tokens(expected)
     assert engine.stats.preemptions == sum(completion.preemptions for completion in cramped) > 0
@@ -192,14 +195,46 @@ def test_a_request_preempted_inside_an_image_reads_it_again(pair):
     assert 2 < engine.stats.computed_tokens - needed < 22  # tokens 2 to 22 of the second prompt are its image
 
 
-def test_many_prompts_over_a_cache_for_one_all_finish(pair):
+def test_two_passes_are_at_work_at_once_one_of_prompts_and_one_of_answers(pair, monkeypatch):
+    events: list[tuple[str, set[str]]] = []
+    launch, wait = Runner.launch, Pass.wait
+
+    def launched(runner, chunks):
+        events.append(("launched", {lane_of(chunk) for chunk in chunks}))
+        return launch(runner, chunks)
+
+    def lane_of(chunk) -> str:
+        return "prompts" if chunk.start < len(chunk.request.prompt.token_ids_T) else "decoding"
+
+    def waited(one):
+        events.append(("waited", set()))
+        return wait(one)
+
+    monkeypatch.setattr(Runner, "launch", launched)
+    monkeypatch.setattr(Pass, "wait", waited)
+    rng = np.random.default_rng(16)
+    prompts = mixed_prompts(rng, mixed_contents(rng))
+    engine = make_engine(pair, max_step_tokens=25, max_batch_size=3, overlap=True)
+    answers = tokens(run(engine, prompts))
+    at_work = np.cumsum([1 if kind == "launched" else -1 for kind, _ in events])
+    assert set(at_work.tolist()) == {0, 1, 2}
+    assert [lanes for kind, lanes in events if kind == "launched" and len(lanes) > 1] == []
+    # While prompts wait, each pass that is waited for leaves one of the other kind at work.
+    assert sum(left == 1 for left, (kind, _) in zip(at_work, events, strict=True) if kind == "waited") > 5
+    monkeypatch.undo()
+    assert answers == tokens(run(make_engine(pair), prompts))
+
+
+@pytest.mark.parametrize("overlap", [False, True])
+def test_many_prompts_over_a_cache_for_one_all_finish(pair, overlap):
     rng = np.random.default_rng(15)
     prompts = [
         random_prompt(rng, [int(rng.integers(1, 9)), random_frames(rng, largest=2)], str(n), max_new_tokens=1 + n % 7)
         for n in range(40)
     ]
     largest = max(len(prompt.token_ids_T) + prompt.sampling.max_new_tokens for prompt in prompts)
-    engine = make_engine(pair, kv_cache_tokens=-(-largest // 4) * 4, max_batch_size=16, max_step_tokens=30)
+    options = {"kv_cache_tokens": -(-largest // 4) * 4, "max_batch_size": 16, "max_step_tokens": 30}
+    engine = make_engine(pair, **options, overlap=overlap)
     assert tokens(run(engine, prompts)) == tokens(run(make_engine(pair), prompts))
     assert not engine.has_work
     assert engine.stats.completions == 40

@@ -74,6 +74,7 @@ def test_recorded_steps_answer_as_others_do_with_drafts_too(pair):
     expected = run(make_engine(pair), prompts)
     plain, drafting = Recorder(), Recorder()
     assert tokens(recorded_run(pair, prompts, plain, max_batch_size=3)) == tokens(expected)
+    assert tokens(recorded_run(pair, prompts, Recorder(), max_batch_size=3, overlap=True)) == tokens(expected)
     assert plain.replayed > 10
     assert plain.recorded <= 3  # 1, 2 and 3 sequences, rounded up
     drafted = [

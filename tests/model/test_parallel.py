@@ -103,8 +103,8 @@ def run(network: Qwen3VL, prompts: list[Prompt], **options) -> tuple[list[Comple
     return [completions[prompt.key] for prompt in prompts], engine
 
 
-@pytest.mark.parametrize("size", [2, 4])
-def test_ranks_in_step_answer_as_one_through_chunks_and_preemptions(pair, size):
+@pytest.mark.parametrize(("size", "overlap"), [(2, False), (2, True), (4, False)])
+def test_ranks_in_step_answer_as_one_through_chunks_and_preemptions(pair, size, overlap):
     """Greedy and sampled in one batch."""
     rng = np.random.default_rng(2)
     prompts = [
@@ -113,7 +113,7 @@ def test_ranks_in_step_answer_as_one_through_chunks_and_preemptions(pair, size):
     ]
     expected, _ = run(pair.ours, prompts, kv_cache_tokens=4096, max_step_tokens=4096)
     largest = max(len(prompt.token_ids_T) + prompt.sampling.max_new_tokens for prompt in prompts)
-    cramped = {"kv_cache_tokens": largest + 4, "block_size": 1, "max_step_tokens": 33}
+    cramped = {"kv_cache_tokens": largest + 4, "block_size": 1, "max_step_tokens": 33, "overlap": overlap}
 
     def answer(group: Group) -> tuple[list[Completion], tuple[int, ...]]:
         completions, engine = run(share(pair, group), prompts, **cramped)

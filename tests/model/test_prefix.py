@@ -90,13 +90,15 @@ def test_a_hit_that_ends_inside_an_image_changes_no_token(pair):
     assert place.start < hits[1] < place.end
 
 
+@pytest.mark.parametrize("overlap", [False, True])
 @pytest.mark.parametrize("sampling", [{}, SAMPLED], ids=["greedy", "sampled"])
-def test_a_preempted_request_finds_what_nobody_has_overwritten(pair, sampling):
+def test_a_preempted_request_finds_what_nobody_has_overwritten(pair, sampling, overlap):
     rng = np.random.default_rng(13)
     prompts = mixed_prompts(rng, mixed_contents(rng), **sampling)
     expected = tokens(run(make_engine(pair), prompts))
     largest = max(len(prompt.token_ids_T) + prompt.sampling.max_new_tokens for prompt in prompts)
-    engine = make_engine(pair, kv_cache_tokens=largest + 8, block_size=1, max_step_tokens=9, prefix_cache=True)
+    cramped = {"kv_cache_tokens": largest + 8, "block_size": 1, "max_step_tokens": 9, "overlap": overlap}
+    engine = make_engine(pair, **cramped, prefix_cache=True)
     assert tokens(run(engine, prompts)) == expected
     assert engine.stats.preemptions > 0
     assert engine.stats.cached_tokens > 0

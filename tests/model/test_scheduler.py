@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from model.cache import BlockPool
 from model.request import Prompt, Sampling
-from model.scheduler import Request, Scheduler
+from model.scheduler import Lane, Request, Scheduler, Step
 
 
 def make_request(key: str, prompt_tokens: int, max_new_tokens: int) -> Request:
@@ -133,6 +133,46 @@ def test_every_request_finishes_whatever_the_sizes(requests, block_size, spare_b
         assert step < 10_000
     assert sorted(request.prompt.key for request in finished) == sorted(work)
     assert all(len(request.new_token_ids) == request.max_new_tokens for request in finished)
+    assert pool.num_free == num_blocks
+
+
+@given(
+    requests=st.lists(st.tuples(st.integers(1, 40), st.integers(1, 30)), min_size=1, max_size=12),
+    block_size=st.integers(1, 9),
+    spare_blocks=st.integers(0, 12),
+    batch=st.integers(1, 6),
+    tokens=st.integers(1, 50),
+)
+def test_every_request_finishes_with_two_passes_at_work(requests, block_size, spare_blocks, batch, tokens):
+    """As the engine plays them: each lane launches a pass when it has none, and the oldest pass brings its tokens."""
+    num_blocks = -(-max(map(sum, requests)) // block_size) + spare_blocks
+    scheduler, pool = make_scheduler(num_blocks=num_blocks, block_size=block_size, batch=batch, tokens=tokens)
+    work = [make_request(str(number), *sizes) for number, sizes in enumerate(requests)]
+    for request in work:
+        scheduler.add(request)
+    launched: dict[Lane, Step] = {}
+    passes = 0
+    while scheduler.has_work:
+        for lane in ("decoding", "prompts"):
+            if lane in launched:
+                continue
+            awaited = {chunk.request for step in launched.values() for chunk in step.chunks if chunk.samples}
+            step = scheduler.schedule(lane, awaited)
+            assert not awaited & {*step.preempted, *(chunk.request for chunk in step.chunks)}
+            if lane == "decoding":
+                assert all(len(chunk) == 1 and chunk.request.new_token_ids for chunk in step.chunks)
+            if step.chunks:
+                launched[lane] = step
+        assert launched, "nothing is at work and nothing can be"
+        passes += 1
+        assert passes < 10_000
+        for chunk in launched.pop(next(iter(launched))).chunks:
+            if chunk.samples:
+                assert chunk.end == chunk.request.num_tokens
+                chunk.request.new_token_ids.append(0)
+                if len(chunk.request.new_token_ids) == chunk.request.max_new_tokens:
+                    scheduler.finish(chunk.request)
+    assert all(len(request.new_token_ids) == request.max_new_tokens for request in work)
     assert pool.num_free == num_blocks
 
 

@@ -86,6 +86,7 @@ CHANGES_NOTHING = {
     "replicas": "1,4",
     "tensor_parallel": 1,
     "cuda_graphs": True,
+    "overlap": True,
     "batch_size": 3,
     "tokens_per_second": 12.0,
     "decoders": 3,
