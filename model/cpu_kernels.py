@@ -7,6 +7,7 @@ Letters: N packed tokens, H query heads, K key heads, D head dimension, E hidden
 """
 
 import math
+from typing import Literal
 
 import numba
 import numpy as np
@@ -14,6 +15,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+Activation = Literal["silu", "gelu", "gelu_tanh"]
+
+ONEDNN_NAMES: dict[Activation | None, tuple[str, str]] = {
+    None: ("none", ""),
+    "silu": ("swish", ""),
+    "gelu": ("gelu", "none"),
+    "gelu_tanh": ("gelu", "tanh"),
+}
 PACKED_FOR_ROWS = 64  # any number of rows can be multiplied; the blocks suit about so many
 FloatArray = NDArray[np.float32]
 IndexArray = NDArray[np.int64]
@@ -37,8 +46,12 @@ def packed(weight_OI: Tensor) -> Tensor:
     return torch.ops.mkldnn._reorder_linear_weight(weight_OI.contiguous(), PACKED_FOR_ROWS)
 
 
-def packed_linear(hidden: Tensor, packed_OI: Tensor, bias_O: Tensor | None) -> Tensor:
-    return torch.ops.mkldnn._linear_pointwise(hidden, packed_OI, bias_O, "none", [], "")
+def packed_linear(
+    hidden: Tensor, packed_OI: Tensor, bias_O: Tensor | None, activation: Activation | None = None
+) -> Tensor:
+    """A linear map, and an activation of what it gives before that is written."""
+    name, algorithm = ONEDNN_NAMES[activation]
+    return torch.ops.mkldnn._linear_pointwise(hidden, packed_OI, bias_O, name, [], algorithm)
 
 
 def rms_norm(hidden: Tensor, weight_E: Tensor, eps: float) -> Tensor:

@@ -1,9 +1,19 @@
 """What tower and decoder share."""
 
+from collections.abc import Callable
+from functools import partial
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model import cpu_kernels
+
+ACTIVATIONS: dict[cpu_kernels.Activation, Callable[[Tensor], Tensor]] = {
+    "silu": F.silu,
+    "gelu": F.gelu,
+    "gelu_tanh": partial(F.gelu, approximate="tanh"),
+}
 
 
 class Linear(nn.Linear):
@@ -13,6 +23,13 @@ class Linear(nn.Linear):
         if self.weight.is_mkldnn:
             return cpu_kernels.packed_linear(hidden, self.weight, self.bias)
         return super().forward(hidden)
+
+
+def activated(linear: nn.Linear, hidden: Tensor, activation: cpu_kernels.Activation) -> Tensor:
+    """A linear map and what follows it: with packed weights in one go."""
+    if linear.weight.is_mkldnn:
+        return cpu_kernels.packed_linear(hidden, linear.weight, linear.bias, activation)
+    return ACTIVATIONS[activation](linear(hidden))
 
 
 def pack_weights(network: nn.Module) -> None:

@@ -8,13 +8,12 @@ levels.
 import math
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model.attention import Attention
 from model.config import TextConfig
 from model.experts import MixtureOfExperts
-from model.layers import RMSNorm, norm_and_rotate
+from model.layers import RMSNorm, activated, norm_and_rotate
 from model.parallel import ColumnParallelLinear, Group, RowParallelLinear, VocabularyParallelEmbedding
 
 
@@ -50,7 +49,8 @@ class TextMLP(nn.Module):
         self.down_proj = RowParallelLinear(config.intermediate_size, config.hidden_size, group)
 
     def forward(self, hidden_NE: Tensor) -> Tensor:
-        gated = F.silu(self.gate_proj(hidden_NE)).mul_(self.up_proj(hidden_NE))  # in place: memory that is new is slow
+        gated = activated(self.gate_proj, hidden_NE, "silu")
+        gated = gated.mul_(self.up_proj(hidden_NE))  # in place: memory that is new is slow
         return self.down_proj(gated)
 
 

@@ -5,7 +5,6 @@ frames is one), M = N / 4 visual tokens, G grids, C values of a patch, E hidden 
 L DeepStack levels, D head dimension.
 """
 
-import math
 from dataclasses import dataclass
 
 import torch
@@ -14,7 +13,7 @@ from torch import Tensor, nn
 
 from model.attention import AttentionImplementation, packed_attention
 from model.config import VisionConfig
-from model.layers import Linear, rotate
+from model.layers import Linear, activated, rotate
 from model.parallel import Group, share_out
 
 ROPE_THETA = 10000.0  # not in the official config files; transformers has the same default
@@ -83,15 +82,7 @@ class VisionMLP(nn.Module):
         self.linear_fc2 = Linear(config.intermediate_size, config.hidden_size)
 
     def forward(self, hidden_NE: Tensor) -> Tensor:
-        return self.linear_fc2(gelu_tanh(self.linear_fc1(hidden_NE)))
-
-
-def gelu_tanh(hidden: Tensor) -> Tensor:
-    """The tanh approximation of GELU. 1 + tanh(x) = 2 sigmoid(2 x), and a CPU's sigmoid takes half the time."""
-    if hidden.device.type != "cpu" or hidden.requires_grad or hidden.dtype != torch.float32:
-        return F.gelu(hidden, approximate="tanh")
-    scale = 2 * math.sqrt(2 / math.pi)
-    return hidden.square().mul_(0.044715 * scale).add_(scale).mul_(hidden).sigmoid_().mul_(hidden)
+        return self.linear_fc2(activated(self.linear_fc1, hidden_NE, "gelu_tanh"))
 
 
 class VisionBlock(nn.Module):
@@ -132,7 +123,7 @@ class PatchMerger(nn.Module):
             joined_MJ = self.norm(hidden_NE.view(-1, self.joined))
         else:
             joined_MJ = self.norm(hidden_NE).view(-1, self.joined)
-        return self.linear_fc2(F.gelu(self.linear_fc1(joined_MJ)))
+        return self.linear_fc2(activated(self.linear_fc1, joined_MJ, "gelu"))
 
 
 class VisionTower(nn.Module):

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from model import cpu_kernels
-from model.layers import Linear, RMSNorm, norm_and_rotate, pack_weights, rotate
+from model.layers import ACTIVATIONS, Linear, RMSNorm, activated, norm_and_rotate, pack_weights, rotate
 
 
 @pytest.mark.parametrize("shape", [(1, 5), (7, 64), (3, 2, 40)], ids=str)
@@ -75,6 +75,18 @@ def test_packed_weights_change_no_product(rows):
     assert network[0].weight.shape == (70, 40)
     with torch.inference_mode():
         torch.testing.assert_close(network(hidden_NE), expected)
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_an_activation_behind_packed_weights_is_what_torch_computes(activation):
+    torch.manual_seed(0)
+    linear = Linear(40, 70)
+    hidden_NE = 20 * torch.randn(50, 40)
+    expected = activated(linear, hidden_NE, activation)
+    assert (expected - linear(hidden_NE)).abs().max() > 1
+    pack_weights(linear)
+    with torch.inference_mode():
+        torch.testing.assert_close(activated(linear, hidden_NE, activation), expected)
 
 
 def test_only_weights_in_float32_are_packed():
