@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from model.attention import (
+    FLASH_BLOCK_SIZE,
     CachedChunk,
     KeyValueCache,
     PackedCausal,
@@ -46,7 +47,6 @@ EXPERTS: dict[str, dict[str, Any]] = {
     },
 }
 WARM_UP_SECONDS = 0.5
-BLOCK_SIZE = 64  # tokens in one block of the cache
 PROMPT_TOKENS = 60  # of a page, beside its visual tokens
 
 
@@ -70,7 +70,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--fp8-cache", action="store_true", help="key/value cache in float8_e4m3fn")
     parser.add_argument("--cuda-graphs", action="store_true", help="decode and verify steps as CUDA graphs")
     parser.add_argument("--overlap", action="store_true", help="the engine prepares a pass while one is at work")
-    parser.add_argument("--attn-implementation", default="auto", help="auto, sdpa, numba, triton (default: auto)")
+    parser.add_argument(
+        "--attn-implementation", default="auto", help="auto, sdpa, numba, triton, flash_attention_2 (default: auto)"
+    )
     parser.add_argument("--threads", type=int, default=1, help="CPU threads (default: 1)")
 
 
@@ -145,6 +147,7 @@ class Bench:
         self.cache_dtype = torch.float8_e4m3fn if options.fp8_cache else self.dtype
         self.config = sized_config(options.config)
         self.implementation = checked_implementation(options.attn_implementation, self.device, self.cache_dtype)
+        self.block_size = FLASH_BLOCK_SIZE if self.implementation == "flash_attention_2" else 64  # tokens of a block
         if options.cuda_graphs and (self.device.type != "cuda" or self.implementation != "triton"):
             raise ValueError(f"--cuda-graphs needs cuda and triton, not {self.device} and {self.implementation}")
         self.network = random_network(self.config, self.device, self.dtype)
@@ -201,14 +204,14 @@ class Bench:
         """Twice a batch of pages through the engine itself: no drafts, every answer of full length."""
         options, text = self.options, self.config.text
         prompt = blank_page(self.config, options.visual_tokens, options.new_tokens)
-        blocks = -(-(len(prompt.token_ids_T) + options.new_tokens) // BLOCK_SIZE)
+        blocks = -(-(len(prompt.token_ids_T) + options.new_tokens) // self.block_size)
         engine_options = EngineOptions(
             max_batch_size=options.batch_size,
             max_draft_tokens=0,
             prefix_cache=False,
-            kv_cache_tokens=options.batch_size * blocks * BLOCK_SIZE,
+            kv_cache_tokens=options.batch_size * blocks * self.block_size,
             kv_cache_dtype="fp8" if options.fp8_cache else None,
-            block_size=BLOCK_SIZE,
+            block_size=self.block_size,
             max_context=text.max_position_embeddings,
             device=str(self.device),
             attn_implementation=self.implementation,
@@ -232,10 +235,10 @@ class Bench:
         """A step of the whole batch in the middle of its answers, shared out to a page."""
         options, batch = self.options, self.options.batch_size
         seen = options.visual_tokens + PROMPT_TOKENS + options.new_tokens // 2
-        blocks = -(-(seen + drafts + 1) // BLOCK_SIZE)
+        blocks = -(-(seen + drafts + 1) // self.block_size)
         text = self.config.text
         spare = batch * blocks  # the block that nobody reads
-        shape = (text.num_hidden_layers, text.num_key_value_heads, spare + 1, BLOCK_SIZE, text.head_dim)
+        shape = (text.num_hidden_layers, text.num_key_value_heads, spare + 1, self.block_size, text.head_dim)
         keys, values = (torch.zeros(shape, dtype=self.cache_dtype, device=self.device) for _ in range(2))
         cache = KeyValueCache(keys, values, self.dtype)
         tables = np.arange(batch * blocks).reshape(batch, blocks).tolist()

@@ -7,23 +7,25 @@ dimension, S sequences, B blocks of a block table.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, cast
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn.attention.varlen import varlen_attn
 
 from model import cpu_kernels, kernels
 
 try:
     from flash_attn import flash_attn_varlen_func, flash_attn_with_kvcache
-except ImportError:  # an optional extra: checked_implementation says so where it is asked for
+except ImportError:  # an optional extra: torch has kernels of its own
     flash_attn_varlen_func = flash_attn_with_kvcache = None
 
 AttentionImplementation = Literal["sdpa", "numba", "triton", "flash_attention_2"]
-FLASH_BLOCK_SIZE = 256  # flash-attn 2 reads paged caches in blocks of a multiple of this
+FLASH_BLOCK_SIZE = 256  # FlashAttention 2 reads paged caches in blocks of a multiple of this
+CAUSAL, WHOLE = (-1, 0), (-1, -1)  # how far a token sees back and ahead, -1 is to the end: torch's words for masks
 SHORT_CHUNK = 32  # tokens: up to here our own loops on a CPU are faster than torch's matrix products
 MASK_SIZE = 2**23  # elements of the largest mask: long chunks over many keys are attended a few rows at a time
 
@@ -62,8 +64,8 @@ def checked_implementation(name: str, device: torch.device, cache_dtype: torch.d
         raise ValueError(
             f"attn_implementation {name!r}: choose 'auto', 'sdpa', 'numba', 'triton' or 'flash_attention_2'"
         )
-    if flash_attn_varlen_func is None:
-        raise ValueError("attn_implementation 'flash_attention_2' needs flash-attn: pip install '.[flash]'")
+    if device.type != "cuda":
+        raise ValueError(f"attn_implementation 'flash_attention_2' is for GPUs, not {device.type}: choose 'auto'")
     return "flash_attention_2"
 
 
@@ -85,9 +87,11 @@ def packed_attention(
     """Softmax attention inside each of the sequences of `lengths` (they add up to N) -> [N, H, D]."""
     if implementation == "flash_attention_2":
         ends = device_tensor(offsets_of(lengths), query_NHD.device)
-        return flash_attn_varlen_func(
-            query_NHD, key_NKD, value_NKD, ends, ends, max(lengths), max(lengths), causal=causal
-        )
+        packed = (query_NHD, key_NKD, value_NKD, ends, ends, max(lengths), max(lengths))
+        if flash_attn_varlen_func:
+            return flash_attn_varlen_func(*packed, causal=causal)
+        has_groups = query_NHD.shape[1] != key_NKD.shape[1]
+        return cast(Tensor, varlen_attn(*packed, window_size=CAUSAL if causal else WHOLE, enable_gqa=has_groups))
     outputs = []
     start = 0
     for length, count in _runs(lengths):  # sequences of one length go through one dense batch
@@ -173,7 +177,7 @@ def paged_attention(
     check_block_size(cache.block_size, implementation)
     if implementation == "triton":
         return PagedTriton(cache, tiles_of(chunks, cache, num_heads))
-    return PagedFlash(cache, longs, singles)
+    return PagedFlash(cache, longs, singles) if flash_attn_varlen_func else PagedVarlen(cache, chunks)
 
 
 def check_block_size(block_size: int, implementation: AttentionImplementation) -> None:
@@ -381,6 +385,40 @@ class PagedFlash:
             )
             outputs.append(attended_S1HD.squeeze(1))
         return torch.cat(outputs) if len(outputs) > 1 else outputs[0]
+
+
+class PagedVarlen:
+    """torch's own build of FlashAttention 2 reads the blocks in place too, chunks and single tokens in one call. Its
+    causal mask ends at the last key as well."""
+
+    def __init__(self, cache: KeyValueCache, chunks: Sequence[CachedChunk]) -> None:
+        device = cache.keys.device
+        self._cache = cache
+        tables_SB = tables_of(chunks, cache.block_size)
+        self._slots_N = device_tensor(slots_of(chunks, tables_SB, cache.block_size), device)
+        self._tables_SB = device_tensor(tables_SB.astype(np.int32), device)
+        self._offsets = device_tensor(offsets_of([len(chunk) for chunk in chunks]), device)
+        self._ends_S = device_tensor(np.array([chunk.end for chunk in chunks], dtype=np.int32), device)
+        self._longest_query = max(len(chunk) for chunk in chunks)
+        self._longest_key = max(chunk.end for chunk in chunks)
+
+    def __call__(self, layer: int, query_NHD: Tensor, key_NKD: Tensor, value_NKD: Tensor) -> Tensor:
+        written = _write(self._cache, layer, self._slots_N, key_NKD, value_NKD)
+        keys, values = (part.permute(1, 2, 0, 3) for part in written)  # any strides will do, if D is contiguous
+        attended_NHD = varlen_attn(
+            query_NHD,
+            keys,
+            values,
+            self._offsets,
+            None,
+            self._longest_query,
+            self._longest_key,
+            window_size=CAUSAL,
+            enable_gqa=query_NHD.shape[1] != key_NKD.shape[1],
+            seqused_k=self._ends_S,
+            block_table=self._tables_SB,
+        )
+        return cast(Tensor, attended_NHD)
 
 
 def _write(

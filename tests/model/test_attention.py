@@ -1,10 +1,12 @@
 """Attention over the paged cache against the definition, written out token by token in numpy."""
 
+import inspect
 from itertools import pairwise
 
 import numpy as np
 import pytest
 import torch
+from torch.nn.attention.varlen import varlen_attn
 
 import model.attention
 from model.attention import CachedChunk, KeyValueCache, checked_implementation, packed_attention, paged_attention
@@ -55,19 +57,47 @@ def flash_kvcache_stand_in(q, k_cache, v_cache, *, cache_seqlens, block_table, c
     return attended[:, None]
 
 
+def torch_varlen_stand_in(
+    query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, *, window_size, enable_gqa, seqused_k=None, block_table=None
+):
+    """What torch documents for `varlen_attn`, over packed keys or over the blocks of a cache."""
+    assert enable_gqa == (query.shape[1] != key.shape[-2])
+    if block_table is None:
+        assert (seqused_k, window_size) == (None, (-1, -1))
+        return flash_packed_stand_in(query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, causal=False)
+    assert (cu_seq_k, window_size) == (None, (-1, 0))
+    assert seqused_k.dtype == torch.int32
+    key_offsets = torch.cat((torch.zeros(1, dtype=torch.int32), seqused_k.cumsum(0, dtype=torch.int32)))
+    return flash_varlen_stand_in(
+        query, key, value, cu_seq_q, key_offsets, max_q, max_k, causal=True, block_table=block_table
+    )
+
+
+FLASH_STAND_INS = {
+    "flash-attn": {
+        "flash_attn_varlen_func": flash_varlen_stand_in,
+        "flash_attn_with_kvcache": flash_kvcache_stand_in,
+        "varlen_attn": None,
+    },
+    "torch": {"flash_attn_varlen_func": None, "flash_attn_with_kvcache": None, "varlen_attn": torch_varlen_stand_in},
+}
+
+
 @pytest.mark.parametrize("spans", ROWS.values(), ids=ROWS.keys())
 @pytest.mark.parametrize(
-    ("implementation", "block_size", "mask_size"),
+    ("implementation", "block_size", "mask_size", "flash"),
     [
-        *[("sdpa", 1, 2**22), ("sdpa", 3, 2**22), ("sdpa", 3, 21), ("sdpa", 3, 1)],
-        *[("numba", 1, 2**22), ("numba", 3, 2**22), ("numba", 3, 21)],
-        ("flash_attention_2", 256, 0),
+        *[("sdpa", *sizes, "torch") for sizes in ((1, 2**22), (3, 2**22), (3, 21), (3, 1))],
+        *[("numba", *sizes, "torch") for sizes in ((1, 2**22), (3, 2**22), (3, 21))],
+        *[("flash_attention_2", 256, 0, flash) for flash in FLASH_STAND_INS],
     ],
 )
-def test_every_token_sees_its_own_sequence_up_to_itself(monkeypatch, implementation, block_size, mask_size, spans):
+def test_every_token_sees_its_own_sequence_up_to_itself(
+    monkeypatch, implementation, block_size, mask_size, flash, spans
+):
     monkeypatch.setattr(model.attention, "MASK_SIZE", mask_size)
-    monkeypatch.setattr(model.attention, "flash_attn_varlen_func", flash_varlen_stand_in)
-    monkeypatch.setattr(model.attention, "flash_attn_with_kvcache", flash_kvcache_stand_in)
+    for name, stand_in in FLASH_STAND_INS[flash].items():
+        monkeypatch.setattr(model.attention, name, stand_in)
     rng = np.random.default_rng(block_size)
     num_blocks = BLOCKS * 8 if block_size < 16 else len(spans)
     dtype, tolerance = (np.float32, 1e-5) if implementation == "numba" else (np.float64, 1e-10)
@@ -129,9 +159,13 @@ def flash_packed_stand_in(q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max
     return output
 
 
+@pytest.mark.parametrize("flash", FLASH_STAND_INS)
 @pytest.mark.parametrize("head_dim", [64, 72])
-def test_the_heads_of_both_towers_go_through_flash_attention_as_through_torch(monkeypatch, head_dim):
-    monkeypatch.setattr(model.attention, "flash_attn_varlen_func", flash_packed_stand_in)
+def test_the_heads_of_both_towers_go_through_flash_attention_as_through_torch(monkeypatch, head_dim, flash):
+    stand_ins = FLASH_STAND_INS[flash]
+    package = stand_ins["flash_attn_varlen_func"] and flash_packed_stand_in
+    monkeypatch.setattr(model.attention, "flash_attn_varlen_func", package)
+    monkeypatch.setattr(model.attention, "varlen_attn", stand_ins["varlen_attn"])
     torch.manual_seed(0)
     query, key, value = torch.randn(3, 5 + 5 + 12 + 4, 2, head_dim)
     outputs = [
@@ -141,10 +175,17 @@ def test_the_heads_of_both_towers_go_through_flash_attention_as_through_torch(mo
     torch.testing.assert_close(*outputs)
 
 
-def test_without_the_package_the_error_names_the_extra(monkeypatch):
-    monkeypatch.setattr(model.attention, "flash_attn_varlen_func", None)
-    with pytest.raises(ValueError, match=r"needs flash-attn: pip install '\.\[flash\]'"):
+def test_flash_attention_is_for_gpus_with_the_package_or_without():
+    assert checked_implementation("flash_attention_2", torch.device("cuda"), torch.bfloat16) == "flash_attention_2"
+    with pytest.raises(ValueError, match="'flash_attention_2' is for GPUs, not cpu: choose 'auto'"):
         checked_implementation("flash_attention_2", torch.device("cpu"), torch.float32)
+
+
+def test_torch_has_the_arguments_our_flash_attention_gives_it():
+    """What the stand-in takes is what torch's own function takes."""
+    ours, theirs = (inspect.signature(function).parameters for function in (torch_varlen_stand_in, varlen_attn))
+    assert list(ours)[:7] == list(theirs)[:7]
+    assert set(ours) <= set(theirs)
 
 
 def test_what_a_cpu_attends_with_follows_the_dtype_of_its_cache():
