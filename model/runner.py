@@ -30,7 +30,7 @@ from model.scheduler import Chunk
 from model.vision import VisualFeatures
 
 # What goes through the vision tower at once: on a GPU enough to fill it, on a CPU no more than its caches hold.
-PACK_PATCHES = {"cuda": 16384, "cpu": 1024}
+PACK_PATCHES = {"cuda": 16384, "cpu": 4096}
 
 
 @dataclass(frozen=True, slots=True)
