@@ -37,9 +37,9 @@ class Overhead(NamedTuple):
     of_sequence: float = 0.0  # reading its keys and values, its bookkeeping
 
 
-# On a CPU measured with the embedded model (3.5 ms, 0.3 ms for a sequence, 0.2 ms for a row), on a GPU by the roofline
-# of the 8B: weights and 1,500 cached tokens at 3 TB/s beside the operations of a row.
-OVERHEADS = {"cuda": Overhead(200, 2.5), "cpu": Overhead(17, 1.5)}
+# On a CPU fitted to passes of the embedded model (4.5 ms, 0.05 ms for a sequence, 0.125 ms for a row), on a GPU by the
+# roofline of the 8B: weights and 1,500 cached tokens at 3 TB/s beside the operations of a row.
+OVERHEADS = {"cuda": Overhead(200, 2.5), "cpu": Overhead(36, 0.4)}
 
 
 @dataclass(slots=True)
