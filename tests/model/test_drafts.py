@@ -215,7 +215,7 @@ def test_preempted_requests_go_on_with_their_drafts(pair, kind, overlap, monkeyp
     prompts = mixed_prompts(rng, mixed_contents(rng))
     expected = run(make_engine(pair), prompts)
     largest = max(len(prompt.token_ids_T) + prompt.sampling.max_new_tokens for prompt in prompts)
-    engine = make_engine(pair, kv_cache_tokens=largest + 8, block_size=1, max_step_tokens=30, overlap=overlap)
+    engine = make_engine(pair, kv_cache_tokens=largest, block_size=1, max_step_tokens=30, overlap=overlap)
     monkeypatch.setattr(Scheduler, "_still_expected", lambda *_: 0)  # nobody waits for the room that answers will need
     assert tokens(run(engine, with_drafts(prompts, expected, kind))) == tokens(expected)
     assert engine.stats.preemptions > 0
