@@ -197,7 +197,8 @@ def test_answers_are_the_same_with_drafts_as_without(pair, kind, sampling):
     prompts = mixed_prompts(rng, mixed_contents(rng), **sampling)
     expected = run(make_engine(pair), prompts)
     drafting = with_drafts(prompts, expected, kind)
-    for options in ({}, {"max_step_tokens": 11}, {"max_batch_size": 2}, {"max_draft_tokens": 3}, {"overlap": True}):
+    few = ({"max_step_tokens": 11}, {"max_batch_size": 2}, {"max_draft_tokens": 3}, {"block_size": 1})
+    for options in ({}, *few, {"overlap": True}):
         completions = run(make_engine(pair, **options), drafting)
         assert tokens(completions) == tokens(expected), options
         for ours, theirs in zip(completions, expected, strict=True):
