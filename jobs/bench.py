@@ -1,7 +1,7 @@
 """How fast it is, beside what else there is: one table and one ratio for each question, all of one run.
 
 python -m jobs.bench engine      the engine beside transformers' static generate (and vLLM with --vllm FOLDER)
-python -m jobs.bench drafts      with and without drafts from the text layer, by kind of page
+python -m jobs.bench drafts      with and without drafts, by kind of page, and for the windows of clips
 python -m jobs.bench decode      pages and frames decoded, beside bare pypdfium2 and PyAV
 python -m jobs.bench pipeline    the whole pipeline on Ray, beside the bare engine fed from memory
 python -m jobs.bench roofline    a random network's measured steps beside the floor of the hardware
@@ -28,6 +28,7 @@ from transformers.utils.logging import disable_progress_bar
 from jobs import bench_decode, bench_pipeline, bench_roofline
 from jobs.bench_peers import Timed, in_turns, timed, vllm_python, with_transformers, with_vllm
 from jobs.demo_checkpoint import initialise
+from jobs.sample_videos import clip_window, make_clip
 from jobs.samples import LADDER, PLAIN_LADDER, READABLE, make_page, render, render_batch, write_pdf
 from model.config import read_config
 from model.engine import Engine, read_stop_token_ids
@@ -50,6 +51,7 @@ LARGER = {  # about ten times the parameters of the embedded model
     "vision_config": {"hidden_size": 256, "intermediate_size": 1024, "depth": 8, "out_hidden_size": 768},
 }
 INSTRUCTION = "qwenvl markdown"
+WINDOWS_OF_A_CLIP, WINDOW_SECONDS, STEP_SECONDS = 4, 16.0, 12.0
 RUNGS = {rung.name: rung for rung in (*PLAIN_LADDER, *LADDER)}
 
 
@@ -163,18 +165,22 @@ def bench_engine(options: argparse.Namespace) -> None:
 
 
 def bench_drafts(options: argparse.Namespace) -> None:
-    """Every kind of page with its text layer and without: what it saves, and that nothing changes."""
+    """Every kind of page with its text layer and without, windows of clips with the answer about the one before and
+    without: what it saves, and that nothing changes."""
     processor = Processor.from_pretrained(options.model)
     sampling = Sampling(max_new_tokens=options.max_new_tokens)
-    print(f"{options.pages} pages of each kind, batch {options.batch_size}; {machine(options.device)}")
+    print(f"{options.pages} pages (windows) of each kind, batch {options.batch_size}; {machine(options.device)}")
     print(f"{'':20}{'tokens/step':>12}{'drafted':>9}{'kept':>7}{'wall ratio':>12}{'equal':>9}")
     engine_options = EngineOptions(device=options.device, max_batch_size=options.batch_size)
     plain, drafting = (
         engine_reader(replace(engine_options, max_draft_tokens=tokens), options.model) for tokens in (0, 256)
     )
     total, plain_total = 0.0, 0.0
-    for kind in (*(rung.name for rung in READABLE), "scan", "own answers"):
-        prompts = drafted_prompts(processor, kind, options.pages, sampling)
+    for kind in (*(rung.name for rung in READABLE), "scan", "clips", "own answers"):
+        if kind == "clips":
+            prompts = window_prompts(processor, options.pages, sampling)
+        else:
+            prompts = drafted_prompts(processor, kind, options.pages, sampling)
         if kind == "own answers":  # the most that drafts can bring
             prompts = [
                 replace(prompt, draft_text=answer.text) for prompt, answer in zip(prompts, plain(prompts), strict=True)
@@ -208,6 +214,25 @@ def drafted_prompts(processor: Processor, kind: str, count: int, sampling: Sampl
         processor.encode(f"{kind} {number}", [Frames(pixels[None]), INSTRUCTION], sampling, draft_text=text)
         for number, (pixels, text) in enumerate(zip(render(pdf), texts, strict=True))
     ]
+
+
+def window_prompts(processor: Processor, count: int, sampling: Sampling) -> list[Prompt]:
+    """Overlapping windows of clips in the order of time, each but a clip's first drafted from the one before."""
+    rng = np.random.default_rng(1)
+    prompts: list[Prompt] = []
+    for number in range(-(-count // WINDOWS_OF_A_CLIP)):
+        clip = make_clip(
+            rng, seconds=WINDOW_SECONDS + (WINDOWS_OF_A_CLIP - 1) * STEP_SECONDS, size=(160, 96), held_out=True
+        )
+        before = None
+        for index in range(WINDOWS_OF_A_CLIP):
+            start = index * STEP_SECONDS
+            pixels, times = clip_window(clip, start, WINDOW_SECONDS)
+            frames = Frames(pixels, tuple(time - start for time in times))
+            key = f"clip {number}, window {index}"
+            prompts.append(processor.encode(key, [frames, "qwenvl events"], sampling, draft_from=before))
+            before = key
+    return prompts[:count]
 
 
 def run_decode(options: argparse.Namespace) -> None:

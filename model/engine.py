@@ -160,12 +160,17 @@ class Engine:
         request = Request(prompt, max_new_tokens=limit, places=places, added_seconds=time.perf_counter())
         if self._options.prefix_cache:
             request.keys = BlockKeys(prompt, places, self._options.block_size)
-        if prompt.draft_text and self._options.max_draft_tokens:
-            request.expected_new_tokens = len(self._encode(prompt.draft_text))
-            request.drafter = Drafter(prompt.draft_text, self._encode, self._decode)
+        self._draft(request, prompt.draft_text)
         if self._think_token_ids and self._think_token_ids.open in prompt.token_ids_T[-2:]:  # a line break may follow
             request.reasoning_end = None
         self._scheduler.add(request)
+
+    def _draft(self, request: Request, text: str) -> None:
+        """From now on `text` is looked into for what a request writes next."""
+        if text and self._options.max_draft_tokens:
+            request.expected_new_tokens = len(self._encode(text))
+            request.drafter = Drafter(text, self._encode, self._decode)
+            request.drafter.follow(request.new_token_ids)
 
     def step(self) -> list[Completion]:
         """One forward pass -> the completions that ended with it. With `overlap` the next pass is launched before this
@@ -290,9 +295,12 @@ class Engine:
         text_ids = request.new_token_ids[:text_tokens]
         end = len(text_ids) if request.reasoning_end is None else request.reasoning_end
         reasoning_ids = [token for token in text_ids[:end] if token not in (self._think_token_ids or ())]
+        text = self._decode(text_ids[end:]).lstrip("\n" if end else "")
+        for other in self._scheduler.drafted_from(prompt.key):
+            self._draft(other, text)
         return Completion(
             key=prompt.key,
-            text=self._decode(text_ids[end:]).lstrip("\n" if end else ""),
+            text=text,
             reasoning=self._decode(reasoning_ids).strip() if end else "",
             token_ids=tuple(request.new_token_ids),
             prompt_tokens=len(prompt.token_ids_T),

@@ -196,7 +196,15 @@ class Processor:
         resized = rgb.resize((width, height), Image.Resampling.BICUBIC)
         return Frames(np.asarray(resized, dtype=np.uint8)[None])
 
-    def encode(self, key: str, content: Sequence[str | Frames], sampling: Sampling, *, draft_text: str = "") -> Prompt:
+    def encode(
+        self,
+        key: str,
+        content: Sequence[str | Frames],
+        sampling: Sampling,
+        *,
+        draft_text: str = "",
+        draft_from: str | None = None,
+    ) -> Prompt:
         """One user turn of texts and frames, in order, as a Prompt. Special tokens written out in a text are read as
         the characters they are made of.
 
@@ -230,6 +238,7 @@ class Processor:
             grids_G3=grids_G3,
             sampling=sampling,
             draft_text=draft_text,
+            draft_from=draft_from,
         )
 
     def _render(self, content: Sequence[str | Frames]) -> list[str | int | Frames]:

@@ -66,7 +66,8 @@ class Prompt:
     an image (the network sees it twice) and 2 for a pair; rows and columns count patches. `patches_PC` holds, grid
     after grid and frame after frame, rows x columns patches of `patch * patch * 3` bytes in (channel, row, column)
     order, the patches of a frame in 2x2-merge order. `positions_3T` are interleaved M-RoPE positions; generated tokens
-    continue at `next_position` on all three axes. `draft_text` is text the answer is likely to contain, or "".
+    continue at `next_position` on all three axes. `draft_text` is text the answer is likely to contain, or "";
+    `draft_from` the key of another prompt, whose answer is such a text if it is there in time.
     """
 
     key: str
@@ -77,6 +78,7 @@ class Prompt:
     grids_G3: NDArray[np.int32]
     sampling: Sampling
     draft_text: str = ""
+    draft_from: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -78,7 +78,8 @@ class Step:
 
 
 class Scheduler:
-    """First come, first served: running requests in order of arrival, then waiting ones while there is room.
+    """First come, first served: running requests in order of their start, then waiting ones while there is room. Only
+    those that are drafted from an answer now being written let others go first.
 
     Blocks are reserved for all known tokens of a request when it is admitted, later one by one as its answer grows; it
     is admitted when there is room for what its answer and those of the others will probably need. What requests before
@@ -102,7 +103,7 @@ class Scheduler:
         self._max_draft_tokens = max_draft_tokens
         self._overhead = overhead or Overhead()
         self._waiting: deque[Request] = deque()
-        self._running: list[Request] = []  # running + waiting is always in order of arrival
+        self._running: list[Request] = []  # in the order in which they were started
         self._usual_new_tokens = 0.0  # of the answers that finished lately
 
     @property
@@ -115,6 +116,10 @@ class Scheduler:
 
     def add(self, request: Request) -> None:
         self._waiting.append(request)
+
+    def drafted_from(self, key: str) -> list[Request]:
+        """Those at work or waiting that are drafted from the answer to the prompt with that key."""
+        return [request for request in (*self._running, *self._waiting) if request.prompt.draft_from == key]
 
     def schedule(self, lane: Lane = "mixed", awaited: Collection[Request] = ()) -> Step:
         """The next pass. Its tokens count as computed from here on. Of earlier passes that are still at work `awaited`
@@ -136,11 +141,9 @@ class Scheduler:
             if self._pool.blocks_for(end) <= len(request.blocks):
                 chunks.append(_take_chunk(request, end))
                 budget -= len(chunks[-1])
-        while lane != "decoding" and budget and not preempted and self._admits():
-            request = self._waiting.popleft()
-            self._running.append(request)
-            cached_tokens += request.computed
-            chunks.append(_take_chunk(request, min(request.num_tokens, request.computed + budget)))
+        while lane != "decoding" and budget and not preempted and (started := self._start_next()):
+            cached_tokens += started.computed
+            chunks.append(_take_chunk(started, min(started.num_tokens, started.computed + budget)))
             budget -= len(chunks[-1])
         if lane == "mixed":
             assert chunks or not self.has_work, "a pass without work: a request larger than the cache was added"
@@ -187,12 +190,23 @@ class Scheduler:
                 self._pool.grow(request.blocks, num_tokens)
                 chunks[index] = replace(chunks[index], draft=draft)
 
-    def _admits(self) -> bool:
-        """Whether the next waiting request fits beside the growth of all; if so, it has its blocks, and those it found
-        in the cache are computed. Alone it need only fit for now."""
+    def _start_next(self) -> Request | None:
+        """Of those that wait the first one whose drafts would not come too late; if there is none, the first one: no
+        place in the batch stays empty for them. It is running now, if there is room."""
         if not self._waiting or len(self._running) >= self._max_batch_size:
-            return False
-        request = self._waiting[0]
+            return None
+        at_work = {request.prompt.key for request in self._running}
+        chosen = next((request for request in self._waiting if request.prompt.draft_from not in at_work), None)
+        chosen = chosen or self._waiting[0]
+        if not self._admits(chosen):
+            return None
+        self._waiting.remove(chosen)
+        self._running.append(chosen)
+        return chosen
+
+    def _admits(self, request: Request) -> bool:
+        """Whether a waiting request fits beside the growth of all; if so, it has its blocks, and those it found in the
+        cache are computed. Alone it need only fit for now."""
         if request.keys:  # the last known token is computed in any case: its logits are wanted
             most = (request.num_tokens - 1) // self._pool.block_size
             request.blocks = self._pool.share(request.keys.first(most, request.new_token_ids))

@@ -75,13 +75,18 @@ class Decoder:
         ]
         return tuple(
             self._processor.encode(
-                f"{unit.asset_id}#{piece.facts.number}/{number}",
+                _key(unit, piece.facts.number, number),
                 content,
                 self._options.sampling,
                 draft_text=draft_text,
+                draft_from=_key(unit, piece.facts.number - 1, number) if isinstance(piece, Window) else None,
             )
             for number, content in enumerate(contents, start=1)
         )
+
+
+def _key(unit: Unit, piece: int, number: int) -> str:
+    return f"{unit.asset_id}#{piece}/{number}"
 
 
 def read_unit(sandbox: Sandbox, unit: Unit, options: DecodeOptions) -> Iterator[Page | Window | tuple[int, Failure]]:

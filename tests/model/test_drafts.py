@@ -222,6 +222,35 @@ def test_preempted_requests_go_on_with_their_drafts(pair, kind, overlap, monkeyp
     assert engine.stats.preemptions > 0
 
 
+@pytest.mark.parametrize("overlap", [False, True])
+@pytest.mark.parametrize("batch", [1, 2, 3, 8])
+def test_an_answer_is_drafted_from_another_one_that_was_there_in_time(pair, batch, overlap):
+    """Four chains of three prompts that ask the same, the first of each for fewer tokens. Beside each other they get
+    their drafts while they are being answered."""
+    rng = np.random.default_rng(34)
+    firsts = [random_prompt(rng, [9, number], f"{number}/1", max_new_tokens=12) for number in range(1, 5)]
+    more = replace(firsts[0].sampling, max_new_tokens=30)
+    prompts = [
+        first if number == 1 else replace(first, key=f"{first.key[0]}/{number}", sampling=more)
+        for first in firsts
+        for number in (1, 2, 3)
+    ]
+    expected = run(make_engine(pair), prompts)
+    chained = [
+        prompt if prompt.key[-1] == "1" else replace(prompt, draft_from=f"{prompt.key[:2]}{int(prompt.key[-1]) - 1}")
+        for prompt in prompts
+    ]
+    options = {"max_batch_size": batch, "prefix_cache": False, "overlap": overlap}
+    completions = run(make_engine(pair, **options), chained)
+    assert tokens(completions) == tokens(expected)
+    assert sum(completion.accepted_tokens for completion in completions) > 0
+    if batch == 1:
+        assert all((ours.accepted_tokens > 0) == (ours.key[-1] != "1") for ours in completions)
+    off = run(make_engine(pair, max_draft_tokens=0, **options), chained)
+    assert tokens(off) == tokens(expected)
+    assert not any(completion.drafted_tokens for completion in off)
+
+
 def test_the_statistics_say_what_was_drafted_and_kept(pair):
     rng = np.random.default_rng(33)
     prompt = random_prompt(rng, [9], "page", max_new_tokens=40, stop_token_ids=())

@@ -1,6 +1,7 @@
 """The scheduler without a model: a token that was asked for is simply there."""
 
 from collections import defaultdict
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -134,6 +135,23 @@ def test_every_request_finishes_whatever_the_sizes(requests, block_size, spare_b
     assert sorted(request.prompt.key for request in finished) == sorted(work)
     assert all(len(request.new_token_ids) == request.max_new_tokens for request in finished)
     assert pool.num_free == num_blocks
+
+
+def test_what_is_drafted_from_an_answer_being_written_lets_others_go_first_but_leaves_no_place_empty():
+    """Windows of two videos, each drafted from the one before."""
+    scheduler, _ = make_scheduler(num_blocks=1000, block_size=4, batch=3)
+    windows = [(video, number) for video in "ab" for number in range(1, 5)]
+    requests = {f"{video}{number}": make_request(f"{video}{number}", 4, 2) for video, number in windows}
+    for (video, number), request in zip(windows, requests.values(), strict=True):
+        request.prompt = replace(request.prompt, draft_from=f"{video}{number - 1}" if number > 1 else None)
+        scheduler.add(request)
+    started: list[list[str]] = []
+    while scheduler.has_work:
+        chunks, _, _ = play_step(scheduler)
+        if new := [key for key, start, _ in chunks if start == 0]:
+            started.append(new)
+    assert started == [["a1", "a3", "b1"], ["a2", "a4", "b2"], ["b3", "b4"]]
+    assert [request.prompt.key for request in scheduler.drafted_from("a1")] == []
 
 
 @given(

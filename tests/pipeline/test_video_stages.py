@@ -5,6 +5,7 @@ import shutil
 from collections import Counter
 from collections.abc import Callable, Collection
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import pyarrow as pa
@@ -99,6 +100,21 @@ def test_every_light_is_one_event_and_every_input_a_row(inputs, tmp_path):
         (50_000_000, 50_500_000),
     ]
     assert sum(tables["windows"]["events"].to_pylist()) > len(found), "no event was in two windows"
+
+
+def test_a_window_is_drafted_from_the_one_before_by_the_same_query(inputs, tmp_path):
+    setup = prepare(
+        IndexJob(input=str(inputs / "long.mp4"), output=str(tmp_path / "out"), query=("a light", "the dark"))
+    )
+    survey = freeze_survey(setup)
+    decoder = Decoder(decode_options(setup, SMALL))
+    decoded = [DecodedUnit.from_row(decoder(unit)) for unit in setup.books.all_units(survey).to_pylist()]
+    windows = [piece for unit in decoded for piece in unit.pieces]
+    assert len(windows) == 4
+    for before, window in pairwise(windows):
+        assert [prompt.draft_from for prompt in window.prompts] == [prompt.key for prompt in before.prompts]
+    known = {prompt.key for window in windows for prompt in window.prompts}
+    assert known.isdisjoint(prompt.draft_from for prompt in windows[0].prompts)
 
 
 def test_each_query_is_a_prompt_of_its_own(inputs, tmp_path):
