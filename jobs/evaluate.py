@@ -20,7 +20,7 @@ from jobs.bench import answer_all, until_stop
 from jobs.bench_peers import transformers_reader
 from jobs.event_scores import MICROSECONDS, EventScores, as_sampled, score_events, told_event
 from jobs.sample_videos import SampleEvent, answer_for, clip_window, disturb, is_clear, make_clip, pairs_of
-from jobs.samples import READABLE, Difficulty, render_batch
+from jobs.samples import PIXELS_PER_POINT, READABLE, Difficulty, render_batch
 from model.engine import Engine, read_stop_token_ids
 from model.engine_options import EngineOptions
 from model.processor import Processor, checkpoint_folder
@@ -73,6 +73,7 @@ def main() -> None:
     read_as_transformers = transformers_reader(options.model, "cpu")
     rng = np.random.default_rng(SEED)
 
+    print(f"pages rendered at {72 * PIXELS_PER_POINT:.0f} dpi")
     print(f"{'layout':20}{'pages':>6}{'letters':>9}{'wrong':>9}{'perfect':>9}{'as transformers':>17}")
     scores: list[PageScore] = []
     for number, layout in enumerate(READABLE):

@@ -29,7 +29,7 @@ class SampleBlock:
 
 @dataclass(frozen=True, slots=True)
 class SamplePage:
-    """The truth of a page. At scale 1.0 its size in points is its size in pixels; both are multiples of 32."""
+    """The truth of a page; its size is in points."""
 
     width: int
     height: int

@@ -21,10 +21,10 @@ from jobs.sample_truth import Glyph, SamplePage
 
 @dataclass(frozen=True, slots=True)
 class Difficulty:
-    """How hard the pages of one rung of the ladder are. Lengths in points, which are pixels at scale 1.0."""
+    """How hard the pages of one rung of the ladder are. Lengths in points."""
 
     name: str
-    sizes: tuple[tuple[int, int], ...]  # (width, height) of pages, multiples of 32
+    sizes: tuple[tuple[int, int], ...]  # (width, height) of pages, multiples of 64: whole visual tokens when rendered
     font_sizes: tuple[float, float]
     lines: tuple[int, int]  # of a paragraph
     blocks: tuple[int, int]  # of a page (of each column, where there are two), as far as they fit
@@ -42,14 +42,15 @@ class Difficulty:
     is_plain: bool = False  # one typeface, black on white, straight
 
 
+PIXELS_PER_POINT = 1.5  # 108 dpi: the smallest type, of 9 or 10 points, has about two letters to a visual token's width
 PLAIN_MARGIN = 8.0
 # Where reading starts: one typeface in one size. The demo's documents look like the last of them.
 PLAIN_LADDER = (
-    Difficulty("plain_lines", ((256, 64), (256, 96)), (16, 16), (2, 4), (1, 1), aged=0.15, is_plain=True),
-    Difficulty("plain_paragraphs", ((256, 128), (320, 160)), (16, 16), (1, 4), (1, 3), aged=0.15, is_plain=True),
+    Difficulty("plain_lines", ((256, 64), (256, 128)), (16, 16), (2, 4), (1, 1), aged=0.15, is_plain=True),
+    Difficulty("plain_paragraphs", ((256, 128), (320, 192)), (16, 16), (1, 4), (1, 3), aged=0.15, is_plain=True),
     Difficulty(
         "plain_cards",
-        ((320, 288),),
+        ((320, 320),),
         (16, 16),
         (1, 4),
         (2, 5),
@@ -66,13 +67,13 @@ PLAIN_LADDER = (
 CARD_SIZE = PLAIN_LADDER[-1].sizes[0]
 
 LADDER = (
-    Difficulty("word", ((256, 32), (256, 64)), (12, 24), (1, 1), (1, 1), (0.1, 0.5)),
-    Difficulty("line", ((256, 32), (256, 64), (384, 32), (384, 64)), (10, 24), (1, 1), (1, 1), (0.2, 1.0)),
-    Difficulty("lines", ((256, 64), (256, 96), (384, 64), (384, 96)), (10, 22), (2, 4), (1, 1)),
-    Difficulty("paragraphs", ((256, 192), (384, 128), (384, 192), (480, 160)), (10, 20), (1, 4), (1, 4)),
+    Difficulty("word", ((256, 64),), (12, 24), (1, 1), (1, 1), (0.1, 0.5)),
+    Difficulty("line", ((256, 64), (384, 64)), (10, 24), (1, 1), (1, 1), (0.2, 1.0)),
+    Difficulty("lines", ((256, 64), (256, 128), (384, 64), (384, 128)), (10, 22), (2, 4), (1, 1)),
+    Difficulty("paragraphs", ((256, 192), (384, 128), (384, 192), (448, 192)), (10, 20), (1, 4), (1, 4)),
     Difficulty(
         "headings_and_lists",
-        ((384, 192), (384, 256), (480, 256)),
+        ((384, 192), (384, 256), (448, 256)),
         (10, 18),
         (1, 3),
         (2, 8),
@@ -83,7 +84,7 @@ LADDER = (
     ),
     Difficulty(
         "tables",
-        ((384, 192), (384, 256), (480, 256)),
+        ((384, 192), (384, 256), (448, 256)),
         (10, 18),
         (1, 3),
         (1, 6),
@@ -95,7 +96,7 @@ LADDER = (
     ),
     Difficulty(
         "columns",
-        ((480, 256), (512, 320), (640, 320)),
+        ((448, 256), (512, 320), (640, 320)),
         (10, 16),
         (1, 4),
         (1, 6),
@@ -108,7 +109,7 @@ LADDER = (
     ),
     Difficulty(
         "half_page",
-        ((480, 640), (512, 512), (640, 480)),
+        ((448, 640), (512, 512), (640, 448)),
         (10, 20),
         (1, 6),
         (2, 14),
@@ -121,7 +122,7 @@ LADDER = (
     ),
     Difficulty(
         "full_page",
-        ((736, 1056), (768, 1024), (640, 960)),
+        ((704, 1024), (768, 1024), (640, 960)),
         (9, 24),
         (1, 8),
         (4, 30),
@@ -136,8 +137,8 @@ LADDER = (
 
 # Filled with letters from edge to edge: what the vision tower is shown most of when it learns to tell letters apart.
 DENSE_LADDER = (
-    Difficulty("plain_dense", ((320, 288), (256, 160)), (16, 16), (8, 14), (8, 8), (0.7, 1), blank=0, is_plain=True),
-    Difficulty("dense", ((320, 288), (384, 224), (256, 320)), (9, 24), (8, 14), (8, 8), (0.7, 1), blank=0),
+    Difficulty("plain_dense", ((320, 320), (256, 192)), (16, 16), (8, 14), (8, 8), (0.7, 1), blank=0, is_plain=True),
+    Difficulty("dense", ((320, 320), (384, 192), (256, 320)), (9, 24), (8, 14), (8, 8), (0.7, 1), blank=0),
 )
 
 # What the demonstration checkpoint is trained on and measured by, easiest first.
@@ -265,7 +266,7 @@ def _draw(canvas: Canvas, drawn: DrawnPage) -> None:
 
 
 def write_scan(pages: Sequence[NDArray[np.uint8]]) -> bytes:
-    """A PDF of one JPEG for each page, uint8 RGB [height, width, 3], and no text layer: one point for each pixel."""
+    """A PDF of one JPEG for each page, uint8 RGB [height, width, 3], and no text layer; as large as those rendered."""
     buffer = BytesIO()
     canvas = Canvas(buffer, invariant=1)
     for pixels in pages:
@@ -273,26 +274,27 @@ def write_scan(pages: Sequence[NDArray[np.uint8]]) -> bytes:
         jpeg = BytesIO()
         Image.fromarray(pixels).save(jpeg, "JPEG", quality=85)
         jpeg.seek(0)
-        canvas.setPageSize((width, height))
-        canvas.drawImage(ImageReader(jpeg), 0, 0, width, height)
+        size = width / PIXELS_PER_POINT, height / PIXELS_PER_POINT
+        canvas.setPageSize(size)
+        canvas.drawImage(ImageReader(jpeg), 0, 0, *size)
         canvas.showPage()
     canvas.save()
     return buffer.getvalue()
 
 
 def render(pdf: bytes) -> Iterator[NDArray[np.uint8]]:
-    """Every page at scale 1.0 (one pixel for each point) as the pipeline renders: uint8 RGB [height, width, 3]."""
+    """Every page at `PIXELS_PER_POINT`, rendered as the pipeline does: uint8 RGB [height, width, 3]."""
     document = pypdfium2.PdfDocument(pdf)
     try:
         for page in document:
-            yield page.render(scale=1.0, rev_byteorder=True).to_numpy().copy()
+            yield page.render(scale=PIXELS_PER_POINT, rev_byteorder=True).to_numpy().copy()
             page.close()
     finally:
         document.close()
 
 
 def glyphs(pdf: bytes) -> Iterator[list[Glyph]]:
-    """The characters of each page's text layer, spaces left out, at scale 1.0."""
+    """The characters of each page's text layer, spaces left out, as `render` has them."""
     document = pypdfium2.PdfDocument(pdf)
     try:
         for page in document:
@@ -301,7 +303,8 @@ def glyphs(pdf: bytes) -> Iterator[list[Glyph]]:
             for index, character in enumerate(text.get_text_range()):
                 if not character.isspace():
                     left, bottom, right, top = text.get_charbox(index)
-                    found.append(Glyph(character, (left + right) / 2, height - (bottom + top) / 2))
+                    x, y = (left + right) / 2, height - (bottom + top) / 2
+                    found.append(Glyph(character, PIXELS_PER_POINT * x, PIXELS_PER_POINT * y))
             yield found
             text.close()
             page.close()

@@ -11,6 +11,7 @@ On a GPU: `--device cuda --generators 15 --token-budget 32768`, for it learns fa
 
 import argparse
 import contextlib
+import ctypes
 import json
 import multiprocessing
 import os
@@ -45,20 +46,21 @@ from model.weights import from_pretrained, save_weights
 ADAMW_SHARE = 0.3  # of the learning rate: Muon's steps are a fifth of AdamW's at the same rate
 WARM_UP_STEPS = 100
 MEAN_DECAY = 0.998  # of the weights of earlier steps in the running mean
-PROBE_STEPS, PROBE_LEARNING_RATE = 300, 3e-3  # of new probes alone, beside a trained tower
+PROBE_STEPS, PROBE_LEARNING_RATE = 200, 3e-3  # of new probes alone, beside a trained tower
 COOL_DOWN_SHARE = 0.6  # of the time, at its end: the learning rate falls to nothing
 PASS_MARKS = (0.4, 0.5, 0.6)  # accuracy on a rung that lets the next one in; the last mark is that of all further ones
 HTML_FROM_RUNG, HTML_SHARE = 6, 0.1  # the rungs that also ask for `qwenvl html`
-CLIPS_FROM_RUNG, CLIP_SHARE = 0, 0.25
-FOCUS_SHARE = 0.5  # of the pages: of the rung in focus; the others come from all rungs so far
+CLIPS_FROM_RUNG, CLIP_SHARE = 0, 0.3
+FOCUS_SHARE = 0.3  # of the pages: of the rung in focus; the others come from all rungs so far
 WEIGHTS = {"answer": 1.0, "pointing": 0.3, "cell": 0.3, "letters": 0.15}
-TOWER_SHARE = 0.25  # of the batches: they teach the tower alone, on dense pages, when its own time is over
+TOWER_SHARE = 0.15  # of the batches: they teach the tower alone, on dense pages, when its own time is over
 PLAIN_SHARE = 0.25  # of the dense pages
 # Of the pages: their type is at most so many points larger than the rung's smallest, where most letters are misread.
 SMALL_TYPE_SHARE, SMALL_TYPE_RANGE = 0.5, 3.0
 ONLY_TOWER = -1  # in place of a rung, as long as the tower is trained alone
 TOLD_FILE = "training.json"  # of a checkpoint: how far it is
 CLIPS = -1  # the rung of a batch of clips
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # names of <malloc.h>
 
 
 @dataclass
@@ -144,9 +146,18 @@ class Assistant:
         self.is_filled.clear()
 
 
+def keep_freed_memory() -> None:
+    """Lets glibc keep for the next step what a step frees: it would give every buffer of more than 32 MiB back to the
+    kernel at once, and a third of a CPU's time would go into fresh pages for as many again."""
+    if mallopt := getattr(ctypes.CDLL(None), "mallopt", None):
+        mallopt(M_MMAP_MAX, 0)
+        mallopt(M_TRIM_THRESHOLD, -1)
+
+
 def assist(folder: str, assistant: Assistant, queue: "Queue[Produced]") -> None:
     """The assistant's process."""
     torch.set_num_threads(1)
+    keep_freed_memory()
     trainer = os.getppid()
     network = from_pretrained(folder, dtype=torch.float32).train().requires_grad_(True)
     probes = Probes(network.config)
@@ -414,7 +425,7 @@ def main() -> None:
         "--focus",
         choices=list(rungs),
         metavar="RUNG",
-        help=f"half of the pages: {', '.join(rungs)} (default: the newest)",
+        help=f"a share of {FOCUS_SHARE} of the pages: {', '.join(rungs)} (default: the newest)",
     )
     parser.add_argument("--token-budget", type=int, default=2048, help="tokens of one batch (default: 2048)")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads of the network (default: 1)")
@@ -436,6 +447,7 @@ def main() -> None:
         )
     assistants = int(is_on_cpu) if options.assistants is None else options.assistants
     torch.set_num_threads(options.threads)
+    keep_freed_memory()
     train(
         options.work,
         options.start_from,

@@ -15,14 +15,14 @@ from numpy.typing import NDArray
 
 from jobs.sample_truth import Glyph, SamplePage
 from jobs.sample_videos import SampleClip, answer_for, clip_window, disturb, is_clear, make_clip, pairs_of
-from jobs.samples import Difficulty, render_with_glyphs
+from jobs.samples import PIXELS_PER_POINT, Difficulty, render_with_glyphs
 from jobs.training_clips import SIGHTS, looks, sights
 from model.processor import Processor
 from model.request import Frames, Prompt, Sampling
 
 NAMES = (*(chr(code) for code in range(33, 127)), *SIGHTS)  # of what the probes tell apart
 LOOKS = 2
-CELLS_ACROSS, CELLS_DOWN = 6, 3  # of a visual token: about one letter of the smallest type in each
+CELLS_ACROSS, CELLS_DOWN = 5, 2  # of a visual token: about one letter of the smallest type in each
 MARKDOWN, HTML, EVENTS = "qwenvl markdown", "qwenvl html", "qwenvl events"
 NOWHERE = -1  # in place of a target or its cell: the next token stands nowhere in the prompt
 CLIP_SIZES = ((160, 96), (128, 96), (192, 96))
@@ -74,7 +74,8 @@ def page_batches(
 ) -> Iterator[TrainingBatch]:
     """A few batches of pages of one random size, each of about `token_budget` tokens."""
     width, height = difficulty.sizes[int(rng.integers(len(difficulty.sizes)))]
-    count = max(POOL, POOL * token_budget // (2 * width * height // processor.pixel_multiple**2 + 24))
+    tokens = int(width * height * (PIXELS_PER_POINT / processor.pixel_multiple) ** 2)
+    count = max(POOL, POOL * token_budget // (2 * tokens + 24))
     instruction = HTML if rng.random() < html_share else MARKDOWN
     pages = render_with_glyphs(rng, difficulty, count, held_out=held_out, size=(width, height))
     samples = [page_sample(processor, page, pixels, found, instruction) for page, pixels, found in pages]

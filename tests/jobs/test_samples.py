@@ -11,7 +11,19 @@ import pytest
 
 from jobs.sample_layout import DrawnPage
 from jobs.sample_text import is_held_out, vocabulary
-from jobs.samples import LADDER, Difficulty, age, make_page, render, render_batch, write_demo_documents, write_pdf
+from jobs.samples import (
+    DENSE_LADDER,
+    LADDER,
+    PIXELS_PER_POINT,
+    PLAIN_LADDER,
+    Difficulty,
+    age,
+    make_page,
+    render,
+    render_batch,
+    write_demo_documents,
+    write_pdf,
+)
 
 CLEAN = {rung.name: replace(rung, blank=0, skewed=0, aged=0) for rung in LADDER}
 IDS = [rung.name for rung in LADDER]
@@ -28,7 +40,7 @@ def ink_mask(drawn: DrawnPage, pixels: np.ndarray) -> np.ndarray:
 
 
 def box_pixels(drawn: DrawnPage, index: int) -> np.ndarray:
-    width, height = drawn.page.width, drawn.page.height
+    width, height = PIXELS_PER_POINT * drawn.page.width, PIXELS_PER_POINT * drawn.page.height
     return np.array(drawn.page.blocks[index].box) * (width, height, width, height)
 
 
@@ -51,7 +63,7 @@ def test_boxes_are_tight_around_the_rendered_ink_of_their_block(name: str) -> No
     pages = drawn_pages(CLEAN[name], 20, seed=2)
     for drawn, pixels in zip(pages, render(write_pdf(pages)), strict=True):
         ink = ink_mask(drawn, pixels)
-        assert pixels.shape == (drawn.page.height, drawn.page.width, 3)
+        assert pixels.shape == (PIXELS_PER_POINT * drawn.page.height, PIXELS_PER_POINT * drawn.page.width, 3)
         for index in range(len(drawn.page.blocks)):
             box = box_pixels(drawn, index)
             left, top, right, bottom = np.array([*np.floor(box[:2] - 2), *np.ceil(box[2:] + 2)], int).clip(0)
@@ -108,9 +120,11 @@ def test_the_same_seed_gives_the_same_pages_and_pixels() -> None:
 
 
 def test_a_batch_of_one_size_has_pages_of_that_size() -> None:
-    batch = render_batch(np.random.default_rng(8), LADDER[2], 12, held_out=False, size=(256, 96))
-    assert {pixels.shape for _, pixels in batch} == {(96, 256, 3)}
-    assert all(rung_size[0] % 32 == rung_size[1] % 32 == 0 for rung in LADDER for rung_size in rung.sizes)
+    batch = render_batch(np.random.default_rng(8), LADDER[2], 12, held_out=False, size=(256, 128))
+    assert {pixels.shape for _, pixels in batch} == {(192, 384, 3)}
+    for rung in (*PLAIN_LADDER, *LADDER, *DENSE_LADDER):
+        for size in rung.sizes:
+            assert not np.any(np.array(size) * PIXELS_PER_POINT % 32), (rung.name, size)
 
 
 def test_blank_pages_have_an_empty_truth_and_no_ink() -> None:
