@@ -96,6 +96,11 @@ def packed_attention(
     start = 0
     for length, count in _runs(lengths):  # sequences of one length go through one dense batch
         end = start + length * count
+        if not causal and cpu_kernels.attends_dense(query_NHD, key_NKD, length):
+            parts = (part[start:end].split(length) for part in (query_NHD, key_NKD, value_NKD))
+            outputs += [cpu_kernels.attend_dense(*sequence) for sequence in zip(*parts, strict=True)]
+            start = end
+            continue
         query, key, value = (
             part[start:end].unflatten(0, (count, length)).transpose(1, 2) for part in (query_NHD, key_NKD, value_NKD)
         )

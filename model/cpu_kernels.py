@@ -3,7 +3,8 @@
 A decoding step of a small network is hundreds of operations on a few rows, and torch spends more time on starting them
 than on their numbers. Numba compiles each of these functions at its first call (seconds) and keeps the result on disk.
 
-Letters: N packed tokens, H query heads, K key heads, D head dimension, E hidden size, S sequences, B blocks of a table.
+Letters: N packed tokens, L tokens of a sequence, R of its rows, H query heads, K key heads, D head dimension, E hidden
+size, S sequences, B blocks of a table.
 """
 
 import math
@@ -23,6 +24,8 @@ ONEDNN_NAMES: dict[Activation | None, tuple[str, str]] = {
     "gelu": ("gelu", "none"),
     "gelu_tanh": ("gelu", "tanh"),
 }
+DENSE_LENGTH = 256  # of a sequence from which on products of whole matrices are the faster way to attend
+DENSE_ROWS = 512  # of queries at a time: their scores stay in the cache
 PACKED_FOR_ROWS = 64  # any number of rows can be multiplied; the blocks suit about so many
 FloatArray = NDArray[np.float32]
 IndexArray = NDArray[np.int64]
@@ -49,9 +52,40 @@ def packed(weight_OI: Tensor) -> Tensor:
 def packed_linear(
     hidden: Tensor, packed_OI: Tensor, bias_O: Tensor | None, activation: Activation | None = None
 ) -> Tensor:
-    """A linear map, and an activation of what it gives before that is written."""
+    """A linear map, and an activation of what it gives before that is written. The matrix need not be packed."""
     name, algorithm = ONEDNN_NAMES[activation]
     return torch.ops.mkldnn._linear_pointwise(hidden, packed_OI, bias_O, name, [], algorithm)
+
+
+def attends_dense(query_NHD: Tensor, key_NKD: Tensor, length: int) -> bool:
+    """Whether `attend_dense` serves sequences of that length, and is faster than torch's own attention. Without AVX-512
+    the products of both are the same."""
+    is_long = length >= DENSE_LENGTH and query_NHD.shape[1] == key_NKD.shape[1]
+    return is_long and serve(query_NHD) and torch.backends.mkldnn.is_available() and _has_avx512()
+
+
+def _has_avx512() -> bool:
+    return bool(torch.cpu.get_capabilities().get("avx512_f"))
+
+
+def attend_dense(query_LHD: Tensor, key_LHD: Tensor, value_LHD: Tensor) -> Tensor:
+    """Softmax attention of L tokens that all see each other -> [L, H, D].
+
+    Torch's own kernel multiplies small blocks. On a core with AVX-512 oneDNN multiplies whole matrices at twice that
+    rate, which is worth writing the scores.
+    """
+    length, heads, width = query_LHD.shape
+    query_HLD = (query_LHD * width**-0.5).transpose(0, 1).contiguous()
+    key_HLD = key_LHD.transpose(0, 1).contiguous()
+    value_HDL = value_LHD.permute(1, 2, 0).contiguous()
+    attended_LHD = torch.empty_like(query_LHD, memory_format=torch.contiguous_format)
+    for head in range(heads):
+        for start in range(0, length, DENSE_ROWS):
+            end = start + DENSE_ROWS
+            scores_RL = packed_linear(query_HLD[head, start:end], key_HLD[head], None)
+            torch.softmax(scores_RL, -1, out=scores_RL)
+            attended_LHD[start:end, head] = packed_linear(scores_RL, value_HDL[head], None)
+    return attended_LHD
 
 
 def rms_norm(hidden: Tensor, weight_E: Tensor, eps: float) -> Tensor:

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from model import cpu_kernels
+from model.attention import packed_attention
 from model.layers import ACTIVATIONS, Linear, RMSNorm, activated, norm_and_rotate, pack_weights, rotate
 
 
@@ -87,6 +88,35 @@ def test_an_activation_behind_packed_weights_is_what_torch_computes(activation):
     pack_weights(linear)
     with torch.inference_mode():
         torch.testing.assert_close(activated(linear, hidden_NE, activation), expected)
+
+
+@pytest.mark.parametrize("length", [1, 511, 512, 513, 1100])
+def test_attention_by_whole_matrices_is_torchs_own(length):
+    torch.manual_seed(0)
+    parts_NHD = torch.randn(length, 3, 4, 40).unbind(1)
+    whole = [part.double().transpose(0, 1) for part in parts_NHD]
+    expected_LHD = torch.nn.functional.scaled_dot_product_attention(*whole).transpose(0, 1).float()
+    with torch.inference_mode():
+        torch.testing.assert_close(cpu_kernels.attend_dense(*parts_NHD), expected_LHD, atol=1e-5, rtol=1e-4)
+
+
+def test_long_sequences_go_through_whole_matrices_and_others_and_groups_do_not(monkeypatch):
+    heads = torch.randn(600, 4, 8)
+    expected = packed_attention(heads, heads, heads, [300, 300], causal=False, implementation="sdpa")
+    seen = []
+    monkeypatch.setattr(cpu_kernels, "_has_avx512", lambda: True)
+    attend = cpu_kernels.attend_dense
+    monkeypatch.setattr(cpu_kernels, "attend_dense", lambda *parts: seen.append(len(parts[0])) or attend(*parts))
+    with torch.inference_mode():
+        found = packed_attention(heads, heads, heads, [300, 300], causal=False, implementation="sdpa")
+        assert seen == [300, 300]
+        torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
+        for lengths, groups, causal in (([100] * 6, 4, False), ([600], 2, False), ([600], 4, True)):
+            keys = heads[:, :groups]
+            packed_attention(heads, keys, keys, lengths, causal=causal, implementation="sdpa")
+        assert len(seen) == 2
+    packed_attention(heads, heads, heads, [600], causal=False, implementation="sdpa")  # with gradients
+    assert len(seen) == 2
 
 
 def test_only_weights_in_float32_are_packed():
