@@ -12,10 +12,14 @@ from pathlib import Path
 import boto3
 import pytest
 import ray
+from hypothesis import settings
 from moto.server import ThreadedMotoServer
 
 if not Path("/dev/nvidia0").exists():  # before anything imports triton: its kernels are then interpreted
     os.environ.setdefault("TRITON_INTERPRET", "1")
+
+settings.register_profile("untimed", deadline=None)  # how long an example takes says how busy the machine is
+settings.load_profile("untimed")
 
 S3_SERVER = Path(__file__).parents[1] / "infra" / "s3_server.sh"
 
