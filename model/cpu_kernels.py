@@ -59,7 +59,7 @@ def packed_linear(
 
 def attends_dense(query_NHD: Tensor, key_NKD: Tensor, length: int) -> bool:
     """Whether `attend_dense` serves sequences of that length, and is faster than torch's own attention. Without AVX-512
-    the products of both are the same."""
+    oneDNN has shown no gain over MKL."""
     is_long = length >= DENSE_LENGTH and query_NHD.shape[1] == key_NKD.shape[1]
     return is_long and serve(query_NHD) and torch.backends.mkldnn.is_available() and _has_avx512()
 

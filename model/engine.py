@@ -297,7 +297,8 @@ class Engine:
         reasoning_ids = [token for token in text_ids[:end] if token not in (self._think_token_ids or ())]
         text = self._decode(text_ids[end:]).lstrip("\n" if end else "")
         for other in self._scheduler.drafted_from(prompt.key):
-            self._draft(other, text)
+            if not other.drafter:  # it may have a text of its own, or this prompt was resumed and is answered again
+                self._draft(other, text)
         return Completion(
             key=prompt.key,
             text=text,

@@ -246,6 +246,10 @@ def test_an_answer_is_drafted_from_another_one_that_was_there_in_time(pair, batc
     assert sum(completion.accepted_tokens for completion in completions) > 0
     if batch == 1:
         assert all((ours.accepted_tokens > 0) == (ours.key[-1] != "1") for ours in completions)
+    engine = make_engine(pair, **options)
+    completions = run(engine, [replace(prompt, draft_text="1 2 3") for prompt in chained])  # no draft is forgotten
+    assert tokens(completions) == tokens(expected)
+    assert engine.stats.drafted_tokens == sum(completion.drafted_tokens for completion in completions)
     off = run(make_engine(pair, max_draft_tokens=0, **options), chained)
     assert tokens(off) == tokens(expected)
     assert not any(completion.drafted_tokens for completion in off)
