@@ -1,16 +1,18 @@
 """Words for sample pages: a vocabulary every Python carries, invented words, and strings nobody can guess."""
 
+import math
 import pydoc_data.topics
 import random
 import re
 import string
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 
 _LETTERS = re.compile(r"[A-Za-z]{2,}")
 _LIST_NUMBER = re.compile(r"\d+[.)]*$")
 _ONE_MEANING = "abcdefghijkmnpqrstuvwxyzABCDEFGHJKLMNPQRSTUVWXYZ23456789"  # without I l 1 O 0 o, twins in many fonts
+FEWEST_WORDS = 12  # on a page that is trained on
 _MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
 
 
@@ -26,6 +28,24 @@ def vocabulary(held_out: bool) -> tuple[str, ...]:
     return tuple(sorted(word for word in words if is_held_out(word) == held_out))
 
 
+def draw_vocabulary(draw: random.Random, *, held_out: bool) -> Sequence[str]:
+    """The words of one sample: all held-out ones, or few or many of the others, so that the same come again. There are
+    eight times as many of these, and who never saw a word twice on a page goes on reading behind the wrong one."""
+    words = vocabulary(held_out)
+    if held_out:
+        return words
+    return draw.sample(words, round(math.exp(draw.uniform(math.log(FEWEST_WORDS), math.log(len(words))))))
+
+
+def invent_word(draw: random.Random, words: Sequence[str], *, held_out: bool) -> str:
+    """A word joined from the halves of two; a held-out one, or not."""
+    while True:
+        head, tail = draw.choice(words), draw.choice(words)
+        word = head[: (len(head) + 1) // 2] + tail[len(tail) // 2 :]
+        if is_held_out(word) == held_out:
+            return word
+
+
 class TextSource:
     """Draws the tokens of a page.
 
@@ -39,7 +59,7 @@ class TextSource:
         self._draw = draw
         self._held_out = held_out
         self._is_plain = is_plain
-        self._words = vocabulary(held_out)
+        self._words = draw_vocabulary(draw, held_out=held_out)
         self._sentence_starts = True
 
     def first(self) -> str:
@@ -57,7 +77,9 @@ class TextSource:
         if self._is_plain:
             token = self._cased(draw.choice(self._words)) if chance < 0.9 else self._number()
         elif chance < 0.75:
-            token = self._cased(draw.choice(self._words) if chance < 0.6 else self._invented())
+            is_real = chance < 0.6
+            word = draw.choice(self._words) if is_real else invent_word(draw, self._words, held_out=self._held_out)
+            token = self._cased(word)
         else:
             token = self._unguessable()
         self._sentence_starts = False
@@ -85,13 +107,6 @@ class TextSource:
         if self._sentence_starts or chance < 0.12:
             return word.capitalize()
         return word.upper() if chance < 0.2 else word
-
-    def _invented(self) -> str:
-        while True:
-            head, tail = self._draw.choice(self._words), self._draw.choice(self._words)
-            word = head[: (len(head) + 1) // 2] + tail[len(tail) // 2 :]
-            if is_held_out(word) == self._held_out:
-                return word
 
     def _unguessable(self) -> str:
         chance = self._draw.random()

@@ -23,7 +23,7 @@ from av.video.stream import VideoStream
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from jobs.sample_text import vocabulary
+from jobs.sample_text import draw_vocabulary, invent_word
 from jobs.sample_truth import Glyph
 
 Color = tuple[int, int, int]
@@ -57,6 +57,7 @@ DIRECTIONS: Mapping[str, tuple[int, int]] = {"right": (1, 0), "left": (-1, 0), "
 SHORTEST_SECONDS = 1.5  # of an event or a scene: three frames at 2 fps
 SHORTEST_GAP_SECONDS = 3.0  # between two events of one subject: two frame pairs without it at 2 fps
 SLOWEST_SPEED = 12.0  # pixels a second: 6 pixels from frame to frame at 2 fps
+LONGEST_WORD = 12  # letters, of a title card
 _FONTS = Path(reportlab.__file__).parent / "fonts"
 
 
@@ -136,7 +137,8 @@ class _ClipMaker:
         self._draw = draw
         self._size = size
         self._scale = min(size[0] / 160, size[1] / 96)
-        self._words = tuple(word for word in vocabulary(held_out) if len(word) <= 12)
+        self._held_out = held_out
+        self._words = [word for word in draw_vocabulary(draw, held_out=held_out) if len(word) <= LONGEST_WORD]
         self._last_seen: dict[str, float] = {}  # subject -> end of its last event
         self._background: Color | None = None
         self._events: list[SampleEvent] = []
@@ -204,7 +206,7 @@ class _ClipMaker:
                 break
         still = Image.fromarray(self._still(tones))
         while True:
-            text = " ".join(self._draw.choices(self._words, k=self._draw.randint(1, 3))).capitalize()
+            text = " ".join(self._word() for _ in range(self._draw.randint(1, 3))).capitalize()
             lines = self._typeset(text) if self._is_unseen(text, start) else None
             if lines:
                 break
@@ -222,6 +224,15 @@ class _ClipMaker:
             glyphs += [Glyph(letter, x, upper + 0.65 * font.size) for letter, x in zip(line, middles, strict=True)]
         self._seen(text, SampleEvent(start, end, f'title card "{text}"'))
         return Scene(start, np.array(still), (), tuple(glyph for glyph in glyphs if glyph.character != " "))
+
+    def _word(self) -> str:
+        """A word of the vocabulary; of clips that are trained on, every other one is invented: the known ones alone
+        would be learned by heart."""
+        while not self._held_out and self._draw.random() < 0.5:
+            word = invent_word(self._draw, self._words, held_out=False)
+            if len(word) <= LONGEST_WORD:
+                return word
+        return self._draw.choices(self._words)[0]
 
     def _typeset(self, text: str) -> tuple[ImageFont.FreeTypeFont, list[str]] | None:
         """A font and the lines of a text that fit into the frame, or None."""

@@ -24,7 +24,6 @@ from dataclasses import asdict, dataclass, field, replace
 from itertools import islice
 from multiprocessing.queues import Queue
 from multiprocessing.sharedctypes import Synchronized
-from multiprocessing.synchronize import Event as EventType
 from pathlib import Path
 from typing import Any
 
@@ -49,9 +48,9 @@ MEAN_DECAY = 0.998  # of the weights of earlier steps in the running mean
 PROBE_STEPS, PROBE_LEARNING_RATE = 200, 3e-3  # of new probes alone, beside a trained tower
 COOL_DOWN_SHARE = 0.6  # of the time, at its end: the learning rate falls to nothing
 PASS_MARKS = (0.4, 0.5, 0.6)  # accuracy on a rung that lets the next one in; the last mark is that of all further ones
-HTML_FROM_RUNG, HTML_SHARE = 6, 0.1  # the rungs that also ask for `qwenvl html`
+HTML_SHARE = 0.2  # of the batches of pages that are trained on: they ask for `qwenvl html`
 CLIPS_FROM_RUNG, CLIP_SHARE = 0, 0.3
-FOCUS_SHARE = 0.3  # of the pages: of the rung in focus; the others come from all rungs so far
+FOCUS_SHARE = 0.3  # of the pages: of the rung in focus; the others come from all rungs so far, most from the newest
 WEIGHTS = {"answer": 1.0, "pointing": 0.3, "cell": 0.3, "letters": 0.15}
 TOWER_SHARE = 0.15  # of the batches: they teach the tower alone, on dense pages, when its own time is over
 PLAIN_SHARE = 0.25  # of the dense pages
@@ -111,8 +110,8 @@ def _next_batches(
         made = page_batches(processor, rng, dense, held_out=False, token_budget=2 * budget)
         return [Produced(newest, False, batch, is_for_tower=True) for batch in made]
     in_focus = newest if focus is None else min(focus, newest)
-    chosen = in_focus if held_out or rng.random() < FOCUS_SHARE else int(rng.integers(newest + 1))
-    html_share = HTML_SHARE if chosen >= HTML_FROM_RUNG and not held_out else 0.0
+    chosen = in_focus if held_out or rng.random() < FOCUS_SHARE else int(rng.integers(newest + 1, size=2).max())
+    html_share = 0.0 if held_out else HTML_SHARE
     layout = READABLE[chosen] if held_out else _sometimes_small(READABLE[chosen], rng)
     made = page_batches(processor, rng, layout, held_out=held_out, token_budget=budget, html_share=html_share)
     batches = [Produced(chosen, held_out, batch) for batch in made]
@@ -133,17 +132,18 @@ class Assistant:
     shares its core with others does not slow the trainer. Its gradients are a step or two old, which does no harm."""
 
     weights: list[torch.Tensor]
-    gradients: list[torch.Tensor]
-    is_filled: "EventType"  # the gradients wait to be taken
+    gradients: list[torch.Tensor]  # summed over the batches
+    batches: "Synchronized[int]"  # whose gradients wait to be taken; 0: the place is free
 
     def take(self, parameters: list[nn.Parameter]) -> None:
-        """Averages the gradients that wait, if any, into those of the trainer."""
-        if not self.is_filled.is_set():
+        """Averages the gradients that wait, if any, into those of the trainer's one batch."""
+        batches = self.batches.value
+        if batches == 0:
             return
         for parameter, gradient in zip(parameters, self.gradients, strict=True):
             if parameter.grad is not None:
-                parameter.grad.add_(gradient).mul_(0.5)
-        self.is_filled.clear()
+                parameter.grad.add_(gradient).div_(1 + batches)
+        self.batches.value = 0
 
 
 def keep_freed_memory() -> None:
@@ -162,10 +162,8 @@ def assist(folder: str, assistant: Assistant, queue: "Queue[Produced]") -> None:
     network = from_pretrained(folder, dtype=torch.float32).train().requires_grad_(True)
     probes = Probes(network.config)
     parameters = [*network.parameters(), *probes.parameters()]
+    batches = 0  # whose gradients are summed here, while those before wait to be taken
     while os.getppid() == trainer:
-        if assistant.is_filled.is_set():
-            time.sleep(0.01)
-            continue
         try:
             produced = queue.get(timeout=10)  # look now and then whether the trainer is still there
         except queue_module.Empty:
@@ -175,11 +173,14 @@ def assist(folder: str, assistant: Assistant, queue: "Queue[Produced]") -> None:
         with torch.no_grad():
             for parameter, shared in zip(parameters, assistant.weights, strict=True):
                 parameter.copy_(shared)
-                parameter.grad = None
         compute_gradients(network, probes, produced)
+        batches += 1
+        if assistant.batches.value > 0:
+            continue
         for parameter, gradient in zip(parameters, assistant.gradients, strict=True):
             gradient.copy_(parameter.grad if parameter.grad is not None else torch.zeros(()))
-        assistant.is_filled.set()
+            parameter.grad = None
+        assistant.batches.value, batches = batches, 0
 
 
 @contextlib.contextmanager
@@ -269,7 +270,7 @@ class Trainer:
         for _ in range(count):
             gradients = [torch.zeros_like(parameter).share_memory_() for parameter in parameters]
             weights = [parameter.detach() for parameter in parameters]
-            assistant = Assistant(weights, gradients, context.Event())
+            assistant = Assistant(weights, gradients, context.Value("i", 0))
             context.Process(target=assist, args=(str(self.checkpoint), assistant, queue), daemon=True).start()
             self._assistants.append(assistant)
 

@@ -6,9 +6,11 @@ patch, M visual tokens of all samples, Q cells of a visual token, A things the p
 look at two places for one token, as `training_clips` has it.
 """
 
+import html
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from operator import attrgetter
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,6 +30,7 @@ NOWHERE = -1  # in place of a target or its cell: the next token stands nowhere 
 CLIP_SIZES = ((160, 96), (128, 96), (192, 96))
 CLIP_SECONDS = (4, 8, 12, 16)
 CLIP_FPS = 2.0
+_BOX = re.compile(r'data-bbox="(\d+) (\d+) (\d+) (\d+)"')
 POOL = 4  # batches made at once, so that answers of like length come together
 
 
@@ -115,7 +118,8 @@ def page_sample(
     height, width = pixels_HWC.shape[:2]
     first = int(np.flatnonzero(prompt.token_ids_T == processor.config.image_token_id)[0])
     places = {}
-    for index, glyph in aligned(answer, glyphs, is_html=instruction == HTML).items():
+    found = aligned(answer, glyphs, is_html=instruction == HTML)
+    for index, glyph in (found | box_ends(answer, found)).items():
         if 0 <= glyph.x < width and 0 <= glyph.y < height:
             token, cell = _located(glyph.x, glyph.y, width // multiple, multiple)
             places[index] = Place((first + token,) * LOOKS, cell)
@@ -167,6 +171,7 @@ def aligned(answer: str, glyphs: Sequence[Glyph], *, is_html: bool) -> dict[int,
     nowhere; what only the page shows (the numbers of HTML lists) is passed over."""
     if is_html:
         answer = re.sub(r"```\w*|<[^>]*>", lambda mark: " " * len(mark[0]), answer)
+        answer = re.sub(r"&\w+;", lambda escaped: html.unescape(escaped[0]).ljust(len(escaped[0])), answer)
     reach = 4 if is_html else 1
     found: dict[int, Glyph] = {}
     cursor = 0
@@ -177,6 +182,21 @@ def aligned(answer: str, glyphs: Sequence[Glyph], *, is_html: bool) -> dict[int,
                 cursor = ahead + 1
                 break
     return found
+
+
+def box_ends(answer: str, found: Mapping[int, Glyph]) -> dict[int, Glyph]:
+    """Which printed character says what each digit of the boxes in HTML is: the leftmost of the block for its left, and
+    so on. `found`: of the characters of the answer by their index."""
+    ends: dict[int, Glyph] = {}
+    boxes = list(_BOX.finditer(answer))
+    for box, following in zip(boxes, [*(later.start() for later in boxes[1:]), len(answer)], strict=False):
+        inside = [glyph for index, glyph in found.items() if box.end() <= index < following]
+        if not inside:
+            continue
+        by_x, by_y = (sorted(inside, key=attrgetter(name)) for name in "xy")
+        for number, glyph in enumerate((by_x[0], by_y[0], by_x[-1], by_y[-1]), start=1):
+            ends |= dict.fromkeys(range(*box.span(number)), glyph)
+    return ends
 
 
 def glyphs_of_cells(glyphs: Sequence[Glyph], width: int, height: int, multiple: int) -> NDArray[np.bool_]:

@@ -7,7 +7,7 @@ import av
 import numpy as np
 import pytest
 
-from jobs.sample_text import is_held_out
+from jobs.sample_text import is_held_out, vocabulary
 from jobs.sample_videos import (
     COLORS,
     SHORTEST_GAP_SECONDS,
@@ -109,13 +109,16 @@ def test_some_clips_are_empty_and_some_events_are_long() -> None:
     assert max(event.end_seconds - event.start_seconds for clip in clips for event in clip.events) > 10
 
 
-def test_held_out_cards_have_held_out_words_only() -> None:
+def test_held_out_cards_have_held_out_words_only_and_others_invented_ones_too() -> None:
     rng = np.random.default_rng(6)
     for held_out in (False, True):
         clips = [make_clip(rng, seconds=40, size=(160, 96), held_out=held_out) for _ in range(10)]
         texts = [event.description.split('"')[1] for clip in clips for event in clip.events if is_card(event)]
         assert texts
-        assert {is_held_out(word) for text in texts for word in text.split()} == {held_out}
+        words = [word.lower() for text in texts for word in text.split()]
+        assert set(map(is_held_out, words)) == {held_out}
+        invented = np.mean([word not in vocabulary(held_out) for word in words])
+        assert invented == 0 if held_out else 0.25 < invented < 0.75
 
 
 def test_the_answer_gives_the_times_of_the_first_and_last_pair_that_show_an_event() -> None:

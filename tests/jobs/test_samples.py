@@ -1,6 +1,7 @@
 """Sample pages say the truth: against PDFium's text extraction, the rendered ink, and an HTML parser."""
 
 import re
+from collections import Counter
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
@@ -103,6 +104,20 @@ def test_training_pages_have_no_held_out_word_and_evaluation_pages_no_other() ->
     shares = [word.lower() in held_out or is_held_out(word) for word in plain_words]
     assert np.mean(shares) > 0.9  # the rest are random strings
     assert not known.intersection(word.lower() for word in plain_words)
+
+
+def test_words_come_again_on_training_pages_as_often_as_on_held_out_ones() -> None:
+    shares = {}
+    for is_evaluation in (False, True):
+        pages = drawn_pages(CLEAN["full_page"], 60, seed=14, held_out=is_evaluation)
+        repeated = []
+        for drawn in pages:
+            words = re.findall(r"[a-z]{4,}", drawn.page.markdown().lower())
+            counts = Counter(words)
+            repeated += [counts[word] > 1 for word in words]
+        shares[is_evaluation] = np.mean(repeated)
+    assert shares[True] > 0.3
+    assert shares[False] > 0.9 * shares[True]
 
 
 def test_every_printable_character_occurs_and_no_other() -> None:

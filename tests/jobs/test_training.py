@@ -1,6 +1,8 @@
 """Training material points where the truth stands, and the helps are what they say: against brute force."""
 
 import json
+import multiprocessing
+import re
 import sys
 import time
 from dataclasses import replace
@@ -17,7 +19,7 @@ from jobs.evaluate import clip_question, clip_scores
 from jobs.sample_truth import Glyph
 from jobs.sample_videos import COLORS, answer_for, clip_window, is_clear, make_clip, pairs_of
 from jobs.samples import DENSE_LADDER, READABLE, render_with_glyphs
-from jobs.train_demo import MEAN_DECAY, Produced, Progress, Trainer
+from jobs.train_demo import MEAN_DECAY, Assistant, Produced, Progress, Trainer
 from jobs.training_batches import (
     CELLS_ACROSS,
     CELLS_DOWN,
@@ -26,6 +28,7 @@ from jobs.training_batches import (
     NAMES,
     NOWHERE,
     aligned,
+    box_ends,
     clip_batches,
     clip_sample,
     glyphs_of_cells,
@@ -79,6 +82,24 @@ def test_html_is_aligned_but_for_its_tags():
         assert len(found) > 0.8 * len(glyphs)
         inside = page.html().find("data-bbox")
         assert not any(inside < index < page.html().find(">", inside) for index in found)
+
+
+def test_the_ends_of_boxes_are_looked_for_at_the_outermost_characters_of_their_block():
+    rng = np.random.default_rng(2)
+    offs = []
+    for page, pixels, glyphs in render_with_glyphs(rng, replace(READABLE[-1], skewed=0.0), 5, held_out=False):
+        answer = page.html()
+        ends = box_ends(answer, aligned(answer, glyphs, is_html=True))
+        height, width = pixels.shape[:2]
+        for box in re.finditer(r'data-bbox="([^"]*)"', answer):
+            numbers = list(re.finditer(r"\d+", answer[: box.end()]))[-4:]
+            for number, name, side in zip(numbers, "xyxy", (width, height, width, height), strict=True):
+                if found := {getattr(ends[index], name) for index in range(*number.span()) if index in ends}:
+                    (at,) = found  # all digits of a number at the same
+                    offs.append(abs(int(number[0]) / 1000 * side - at))
+    assert len(offs) > 100
+    assert np.median(offs) < 10  # pixels, of characters about 20 high
+    assert max(offs) < 100  # a table's rules stand off from its text
 
 
 def test_targets_are_the_visual_tokens_under_the_characters(processor):
@@ -282,6 +303,16 @@ def test_the_checkpoint_has_the_running_mean_of_the_weights(tmp_path, processor)
         if run == 0:  # the mean goes on, too
             trainer = Trainer(tmp_path)
             weight = trainer.network.get_parameter(name)
+
+
+def test_gradients_of_an_assistant_are_averaged_batch_by_batch_and_taken_once():
+    parameter = torch.nn.Parameter(torch.zeros(2))
+    assistant = Assistant([parameter], [torch.tensor([5.0, 2.0])], multiprocessing.Value("i", 2))
+    parameter.grad = torch.tensor([1.0, 4.0])
+    assistant.take([parameter])  # the sum over two batches, and that of one
+    assert parameter.grad.tolist() == [2.0, 2.0]
+    assistant.take([parameter])
+    assert parameter.grad.tolist() == [2.0, 2.0]
 
 
 def test_a_new_probe_is_fitted_before_its_gradients_reach_a_trained_tower(tmp_path, processor):
