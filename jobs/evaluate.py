@@ -2,14 +2,15 @@
 
 Pages of every layout of the curriculum, asked for Markdown: the share of characters that are wrong (edit distance over
 the length of the truth), and whether `transformers`' own `generate` writes the same text in float32. Windows of clips,
-asked for events: how many are found, dated within a frame pair, invented. Blank pages: whether anything is written. All
-through the project's own engine, greedy. Without --model, the demonstration checkpoint.
+asked for events: how many are found, dated within a frame pair, invented. Blank pages: whether anything is written.
+Other pages, asked for HTML: how much of the text is wrong, and how many blocks have a box where they stand. All through
+the project's own engine, greedy. Without --model, the demonstration checkpoint.
 """
 
 import argparse
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 import torch
@@ -21,12 +22,14 @@ from jobs.bench_peers import transformers_reader
 from jobs.event_scores import MICROSECONDS, EventScores, as_sampled, score_events, told_event
 from jobs.sample_videos import SampleEvent, answer_for, clip_window, disturb, is_clear, make_clip, pairs_of
 from jobs.samples import PIXELS_PER_POINT, READABLE, Difficulty, render_batch
+from jobs.training_batches import EVENTS, HTML, MARKDOWN
 from model.engine import Engine, read_stop_token_ids
 from model.engine_options import EngineOptions
 from model.processor import Processor, checkpoint_folder
 from model.request import Completion, Frames, Prompt, Sampling
 from pipeline.parse_events import parse_events
-from pipeline.records import WindowSpan
+from pipeline.parse_html import parse_html
+from pipeline.records import Box, WindowSpan
 
 SEED = 20_000  # no training run draws from it
 CLIP_SIZE = (160, 96)
@@ -47,6 +50,19 @@ class PageScore:
 
 
 @dataclass(frozen=True, slots=True)
+class HtmlScore:
+    """Of pages as the pipeline reads their HTML; those of several pages add up."""
+
+    letters: int = 0  # of the text of all blocks
+    errors: int = 0  # edit distance of the text that was told
+    blocks: int = 0
+    boxed: int = 0  # blocks with a box told that has an IoU of 0.5 or more with theirs, a box for one block at most
+
+    def __add__(self, other: "HtmlScore") -> "HtmlScore":
+        return HtmlScore(*(getattr(self, field.name) + getattr(other, field.name) for field in fields(self)))
+
+
+@dataclass(frozen=True, slots=True)
 class ClipQuestion:
     prompt: Prompt
     span: WindowSpan
@@ -60,6 +76,7 @@ def main() -> None:
     parser.add_argument("--pages", type=int, default=300, help="pages, over all layouts (default: 300)")
     parser.add_argument("--clips", type=int, default=100, help="windows of clips (default: 100)")
     parser.add_argument("--blanks", type=int, default=50, help="blank pages (default: 50)")
+    parser.add_argument("--html", type=int, default=40, help="pages to be told as HTML (default: 40)")
     parser.add_argument("--compare", type=int, default=300, help="pages that transformers reads too (default: 300)")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="CPU threads")
     parser.add_argument("--examples", type=int, default=0, help="print so many answers of each kind beside the truth")
@@ -76,13 +93,11 @@ def main() -> None:
     print(f"pages rendered at {72 * PIXELS_PER_POINT:.0f} dpi")
     print(f"{'layout':20}{'pages':>6}{'letters':>9}{'wrong':>9}{'perfect':>9}{'as transformers':>17}")
     scores: list[PageScore] = []
-    for number, layout in enumerate(READABLE):
-        pages = options.pages * (number + 1) // len(READABLE) - options.pages * number // len(READABLE)
-        if not pages:
-            continue
+    for layout, pages in shared_out(options.pages):
         compared = min(pages, -(-options.compare // len(READABLE)))
         found = read_pages(
             *(processor, engine, rng, layout, pages),
+            instruction=MARKDOWN,
             stops=stops,
             read_as_transformers=read_as_transformers,
             compared=compared,
@@ -111,7 +126,29 @@ def main() -> None:
             f"a frame pair ({totals.dated_share:.1%}); {totals.invented} invented (of these {totals.misworded} only in "
             f"other words), {totals.doubled} told twice"
         )
+    html = HtmlScore()
+    for layout, pages in shared_out(options.html):
+        found = read_pages(
+            *(processor, engine, rng, layout, pages),
+            instruction=HTML,
+            stops=stops,
+            read_as_transformers=read_as_transformers,
+            compared=0,
+        )
+        html = sum((html_score(score) for score in found), html)
+    if options.html:
+        print(
+            f"\nhtml: {options.html} pages, {html.errors / html.letters:.2%} of {html.letters} letters of text wrong; "
+            f"{html.boxed} of {html.blocks} blocks ({html.boxed / html.blocks:.1%}) with a box where they stand"
+        )
     print(f"\n{time.monotonic() - started:.0f} s, {torch.get_num_threads()} CPU threads")
+
+
+def shared_out(pages: int) -> Iterator[tuple[Difficulty, int]]:
+    """The layouts, each with its part of so many pages, where it gets any."""
+    for number, layout in enumerate(READABLE):
+        if part := pages * (number + 1) // len(READABLE) - pages * number // len(READABLE):
+            yield layout, part
 
 
 def page_line(name: str, scores: Sequence[PageScore]) -> str:
@@ -130,19 +167,20 @@ def read_pages(
     layout: Difficulty,
     count: int,
     *,
+    instruction: str,
     stops: frozenset[int],
     read_as_transformers: Callable[[list[Prompt]], dict[str, list[int]]],
     compared: int,
 ) -> list[PageScore]:
-    """Reads so many pages of a layout; the first `compared` of them with transformers too."""
+    """Reads so many pages of a layout as Markdown or HTML; the first `compared` of them with transformers too."""
     pages = render_batch(rng, replace(layout, blank=0.0), count, held_out=True)
     prompts, truths = [], []
     for number, (page, pixels) in enumerate(pages):
-        truth = page.markdown()
+        truth = page.html() if instruction == HTML else page.markdown()
         # Twice the tokens of the truth: an answer that never ends is wrong enough by then.
         limit = 2 * len(processor.tokenizer.encode(truth, add_special_tokens=False).ids) + 16
         sampling = Sampling(max_new_tokens=limit)
-        prompts.append(processor.encode(f"{layout.name} {number}", [Frames(pixels[None]), "qwenvl markdown"], sampling))
+        prompts.append(processor.encode(f"{layout.name} {number}", [Frames(pixels[None]), instruction], sampling))
         truths.append(truth)
     answers = answer_all(engine, prompts)
     peers: dict[str, list[int]] = {}
@@ -166,9 +204,31 @@ def read_blanks(processor: Processor, engine: Engine, rng: np.random.Generator, 
         layout = replace(READABLE[number % len(READABLE)], blank=1.0)
         ((_, pixels),) = render_batch(rng, layout, 1, held_out=True)
         sampling = Sampling(max_new_tokens=64)
-        prompts.append(processor.encode(f"blank {number}", [Frames(pixels[None]), "qwenvl markdown"], sampling))
+        prompts.append(processor.encode(f"blank {number}", [Frames(pixels[None]), MARKDOWN], sampling))
     answers = answer_all(engine, prompts)
     return [answers[prompt.key].text for prompt in prompts]
+
+
+def html_score(score: PageScore) -> HtmlScore:
+    truth, told = (parse_html(text) or () for text in (score.truth, score.answer))
+    true_text, told_text = ("\n".join(element.text for element in elements) for elements in (truth, told))
+    true_boxes, told_boxes = ([element.box for element in elements if element.box] for elements in (truth, told))
+    pairs = [(box_iou(true, said), i, j) for i, true in enumerate(true_boxes) for j, said in enumerate(told_boxes)]
+    match_of: dict[int, int] = {}
+    for iou, i, j in sorted(pairs, reverse=True):
+        if iou >= 0.5 and i not in match_of and j not in match_of.values():
+            match_of[i] = j
+    errors = Levenshtein.distance(true_text, told_text)
+    return HtmlScore(len(true_text), errors, len(true_boxes), len(match_of))
+
+
+def box_iou(first: Box, second: Box) -> float:
+    """Intersection over union; 0 where neither box has any area."""
+    width = max(0.0, min(first[2], second[2]) - max(first[0], second[0]))
+    height = max(0.0, min(first[3], second[3]) - max(first[1], second[1]))
+    areas = ((box[2] - box[0]) * (box[3] - box[1]) for box in (first, second))
+    union = sum(areas) - width * height
+    return width * height / union if union > 0 else 0.0
 
 
 def clip_question(processor: Processor, rng: np.random.Generator, number: int) -> ClipQuestion:
@@ -181,7 +241,7 @@ def clip_question(processor: Processor, rng: np.random.Generator, number: int) -
             break
     frames_THWC = disturb(rng, frames_THWC)
     frames = Frames(frames_THWC, tuple(instant - start for instant in times))
-    prompt = processor.encode(f"clip {number}", [frames, "qwenvl events"], Sampling(max_new_tokens=600))
+    prompt = processor.encode(f"clip {number}", [frames, EVENTS], Sampling(max_new_tokens=600))
     span = WindowSpan(
         index=0,
         start_us=round(start * MICROSECONDS),

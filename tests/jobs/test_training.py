@@ -15,10 +15,10 @@ import pytest
 import torch
 
 from jobs.demo_checkpoint import WORDS
-from jobs.evaluate import clip_question, clip_scores
+from jobs.evaluate import PageScore, box_iou, clip_question, clip_scores, html_score
 from jobs.sample_truth import Glyph
 from jobs.sample_videos import COLORS, answer_for, clip_window, is_clear, make_clip, pairs_of
-from jobs.samples import DENSE_LADDER, READABLE, render_with_glyphs
+from jobs.samples import DENSE_LADDER, READABLE, render_batch, render_with_glyphs
 from jobs.train_demo import MEAN_DECAY, Assistant, Produced, Progress, Trainer
 from jobs.training_batches import (
     CELLS_ACROSS,
@@ -264,6 +264,37 @@ def test_a_true_answer_about_a_clip_scores_full_marks_and_silence_none(processor
         assert scores.true == scores.told == scores.found == scores.dated == len(question.truth)
         assert (scores.invented, scores.doubled) == (0, 0)
         assert clip_scores(question, replace(answer, text="")).found == 0
+
+
+def test_html_is_scored_by_its_text_and_by_boxes_where_the_blocks_stand():
+    rng = np.random.default_rng(12)
+    (page, _), *_ = render_batch(rng, replace(READABLE[-1], blank=0.0), 1, held_out=True)
+    truth = page.html()
+    perfect = html_score(PageScore(truth, truth, None))
+    assert perfect.blocks == perfect.boxed == len(page.blocks)
+    assert perfect.errors == 0 < perfect.letters
+    silent = html_score(PageScore(truth, "", None))
+    assert (silent.errors, silent.boxed) == (silent.letters, 0)
+    first = page.blocks[0].text
+    assert html_score(PageScore(truth, truth.replace(first, first + "!!", 1), None)).errors == 2
+    twice = re.sub(r'data-bbox="[^"]*"', 'data-bbox="0 0 1000 1000"', truth)  # one box for all fits one block at most
+    assert html_score(PageScore(truth, twice, None)).boxed <= 1
+
+
+def test_the_iou_of_boxes_is_that_of_their_cells():
+    rng = np.random.default_rng(13)
+
+    def cells(box):
+        grid = np.zeros((20, 20), dtype=bool)
+        grid[box[1] : box[3], box[0] : box[2]] = True
+        return grid
+
+    for _ in range(100):
+        corners = np.sort(rng.integers(0, 21, (2, 2, 2)), axis=1).reshape(2, 4).tolist()
+        first, second = map(cells, corners)
+        union = (first | second).sum()
+        expected = (first & second).sum() / union if union else 0.0
+        assert box_iou(*([side / 20 for side in box] for box in corners)) == pytest.approx(expected)
 
 
 def test_training_begins_where_a_shipped_checkpoint_ended_and_goes_on_where_it_was_stopped(tmp_path):
