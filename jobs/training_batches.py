@@ -30,6 +30,8 @@ NOWHERE = -1  # in place of a target or its cell: the next token stands nowhere 
 CLIP_SIZES = ((160, 96), (128, 96), (192, 96))
 CLIP_SECONDS = (4, 8, 12, 16)
 CLIP_FPS = 2.0
+# Who was always shown the truth loses the place at the first letter read wrong (exposure bias; Bengio et al. 2015).
+MISREAD_SHARE = 0.03
 _BOX = re.compile(r'data-bbox="(\d+) (\d+) (\d+) (\d+)"')
 POOL = 4  # batches made at once, so that answers of like length come together
 
@@ -57,6 +59,7 @@ class Sample:
 @dataclass(frozen=True, slots=True)
 class TrainingBatch:
     token_ids_BT: NDArray[np.int64]
+    shown_ids_BT: NDArray[np.int64]  # what the network is shown of them: some letters of the answers are others
     positions_3N: NDArray[np.int32]
     is_answer_BT: NDArray[np.bool_]  # the tokens the network has to predict
     targets_LBT: NDArray[np.int64]
@@ -82,7 +85,7 @@ def page_batches(
     instruction = HTML if rng.random() < html_share else MARKDOWN
     pages = render_with_glyphs(rng, difficulty, count, held_out=held_out, size=(width, height))
     samples = [page_sample(processor, page, pixels, found, instruction) for page, pixels, found in pages]
-    yield from _cut(samples, token_budget)
+    yield from _cut(samples, token_budget, rng, misread=0.0 if held_out else MISREAD_SHARE)
 
 
 def clip_batches(
@@ -106,7 +109,7 @@ def clip_batches(
             frames_THWC = disturb(rng, frames_THWC)
         frames = Frames(frames_THWC, tuple(time - origin for time in times))
         samples.append(clip_sample(processor, clip, frames, times, origin))
-    yield from _cut(samples, token_budget)
+    yield from _cut(samples, token_budget, rng, misread=0.0 if held_out else MISREAD_SHARE)
 
 
 def page_sample(
@@ -239,16 +242,19 @@ def _with_answer(
     return Sample(whole, start, targets_LT, cells_T, glyphs_MQA)
 
 
-def _cut(samples: list[Sample], token_budget: int) -> Iterator[TrainingBatch]:
+def _cut(
+    samples: list[Sample], token_budget: int, rng: np.random.Generator, *, misread: float
+) -> Iterator[TrainingBatch]:
     """Samples of like length together, as many as fill the budget."""
     ordered = sorted(samples, key=lambda sample: -len(sample.prompt.token_ids_T))
     while ordered:
         count = max(1, token_budget // len(ordered[0].prompt.token_ids_T))
-        yield _joined(ordered[:count])
+        yield _joined(ordered[:count], rng, misread=misread)
         ordered = ordered[count:]
 
 
-def _joined(samples: Sequence[Sample]) -> TrainingBatch:
+def _joined(samples: Sequence[Sample], rng: np.random.Generator, *, misread: float) -> TrainingBatch:
+    """`misread`: the share of what is read in the prompts that is shown as something else that is read there."""
     count, longest = len(samples), max(len(sample.prompt.token_ids_T) for sample in samples)
     token_ids_BT = np.zeros((count, longest), dtype=np.int64)
     is_answer_BT = np.zeros((count, longest), dtype=bool)
@@ -262,8 +268,14 @@ def _joined(samples: Sequence[Sample]) -> TrainingBatch:
         targets_LBT[:, row, :length] = sample.targets_LT
         cells_BT[row, :length] = sample.cells_T
         positions_B3T[row, :, :length] = sample.prompt.positions_3T
+    shown_ids_BT = token_ids_BT.copy()
+    is_misread_BT = (targets_LBT[0] != NOWHERE) & (rng.random(token_ids_BT.shape) < misread)
+    if is_misread_BT.any():
+        read_R = token_ids_BT[targets_LBT[0] != NOWHERE]
+        shown_ids_BT[is_misread_BT] = rng.choice(read_R, int(is_misread_BT.sum()))
     return TrainingBatch(
         token_ids_BT=token_ids_BT,
+        shown_ids_BT=shown_ids_BT,
         positions_3N=positions_B3T.transpose(1, 0, 2).reshape(3, -1),
         is_answer_BT=is_answer_BT,
         targets_LBT=targets_LBT,

@@ -87,18 +87,18 @@ def losses_of(
     """Mean cross-entropy of the answers' tokens with what the probes and the pointing heads lose, where there is any;
     and the share of the answers' tokens guessed right. Without DeepStack the decoder gets zeros from its levels."""
     device = probes.device
-    token_ids_BT = device_tensor(batch.token_ids_BT, device)
     visual = network.look(device_tensor(batch.patches_PC, device), batch.grids_G3)
     if not has_deepstack:
         visual = replace(visual, deepstack_LMO=torch.zeros_like(visual.deepstack_LMO))
     pointing = PointingCausal(device_tensor(batch.targets_LBT, device))
+    shown_ids_N = device_tensor(batch.shown_ids_BT, device).flatten()
     pointed: list[Tensor] = []  # the hidden states behind the layers that point
     last_pointing = network.model.language_model.layers[POINTING_LAYERS[-1]]
     with last_pointing.register_forward_hook(lambda _, args, hidden_NE: pointed.append(hidden_NE)):
-        hidden_NE = network(token_ids_BT.flatten(), device_tensor(batch.positions_3N, device), pointing, visual)
+        hidden_NE = network(shown_ids_N, device_tensor(batch.positions_3N, device), pointing, visual)
     predicted = device_tensor(batch.is_answer_BT.flatten().nonzero()[0], device)
     logits = network.logits(hidden_NE[predicted - 1]).float()
-    targets = token_ids_BT.flatten()[predicted]
+    targets = device_tensor(batch.token_ids_BT, device).flatten()[predicted]
     losses = {"answer": F.cross_entropy(logits, targets)}
     if pointing.losses:
         losses["pointing"] = torch.stack(pointing.losses).mean()

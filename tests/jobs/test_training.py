@@ -25,6 +25,7 @@ from jobs.training_batches import (
     CELLS_DOWN,
     HTML,
     MARKDOWN,
+    MISREAD_SHARE,
     NAMES,
     NOWHERE,
     aligned,
@@ -201,6 +202,32 @@ def test_batches_are_rectangular_and_hold_prompt_and_answer(processor):
         ends = batch.token_ids_BT == processor.tokenizer.token_to_id("<|im_end|>")
         assert (ends & batch.is_answer_BT).sum(1).tolist() == [1] * samples
     assert HTML in processor.tokenizer.decode(batches[0].token_ids_BT[0].tolist())
+
+
+def test_some_letters_are_shown_misread_but_never_asked_for_so(processor):
+    rng = np.random.default_rng(14)
+    for held_out, low, high in ((False, 0.5 * MISREAD_SHARE, 1.2 * MISREAD_SHARE), (True, 0, 0)):
+        pages = page_batches(processor, rng, READABLE[1], held_out=held_out, token_budget=2048)
+        batches = [*pages, *clip_batches(processor, rng, held_out=held_out, token_budget=2048)]
+        shares = []
+        for batch in batches:
+            is_read = batch.targets_LBT[0] != NOWHERE
+            is_other = batch.shown_ids_BT != batch.token_ids_BT
+            assert not is_other[~is_read].any()
+            shares.append(is_other[is_read].mean())
+        assert low <= np.mean(shares) <= high
+    network = from_pretrained(CHECKPOINT, dtype=torch.float32)
+    probes = Probes(network.config)
+    clean = next(page_batches(processor, rng, READABLE[1], held_out=True, token_budget=512))
+    is_read = clean.targets_LBT[0] != NOWHERE
+    letter = clean.token_ids_BT[is_read][0]
+    blind = replace(clean, shown_ids_BT=np.where(is_read, letter, clean.token_ids_BT))
+    wrong = replace(clean, token_ids_BT=blind.shown_ids_BT)
+    with torch.no_grad():
+        as_told, truth_hidden, truth_changed = (losses_of(network, probes, batch)[1] for batch in (clean, blind, wrong))
+    assert as_told > 0.95
+    assert truth_hidden < as_told  # the network saw what was shown
+    assert truth_changed < 0.5  # and was asked for the other
 
 
 def test_the_pointing_loss_is_the_cross_entropy_of_the_attention():
