@@ -26,12 +26,13 @@ NAMES = (*(chr(code) for code in range(33, 127)), *SIGHTS)  # of what the probes
 LOOKS = 2
 CELLS_ACROSS, CELLS_DOWN = 5, 2  # of a visual token: about one letter of the smallest type in each
 MARKDOWN, HTML, EVENTS = "qwenvl markdown", "qwenvl html", "qwenvl events"
-NOWHERE = -1  # in place of a target or its cell: the next token stands nowhere in the prompt
+NOWHERE = -1  # in place of a target or its cell: the next token stands nowhere in the prompt, or none is asked for
 CLIP_SIZES = ((160, 96), (160, 96), (128, 96), (192, 96))  # drawn from: what comes twice is seen twice as often
 CLIP_SECONDS = (6, 12, 16, 16)
 CLIP_FPS = 2.0
-# Who was always shown the truth loses the place at the first letter read wrong (exposure bias; Bengio et al. 2015).
-MISREAD_SHARE = 0.03
+# Who was always shown the truth loses the place at its first slip (exposure bias; Bengio et al., arXiv 1506.03099).
+MISREAD_SHARE = 0.03  # of what is read
+REPEATING_SHARE, LONGEST_REPEATED = 0.15, 80  # of the samples; tokens
 _BOX = re.compile(r'data-bbox="(\d+) (\d+) (\d+) (\d+)"')
 POOL = 4  # batches made at once, so that answers of like length come together
 
@@ -51,6 +52,7 @@ class Sample:
 
     prompt: Prompt
     answer_start: int
+    asked_T: NDArray[np.int64]  # the tokens that are to be written, or NOWHERE
     targets_LT: NDArray[np.int64]  # the tokens of the prompt in which token t of the answer is to be read, or NOWHERE
     cells_T: NDArray[np.int64]  # in which cell of the first of them, or NOWHERE
     glyphs_MQA: NDArray[np.bool_]  # what is in each cell of each visual token
@@ -58,10 +60,9 @@ class Sample:
 
 @dataclass(frozen=True, slots=True)
 class TrainingBatch:
-    token_ids_BT: NDArray[np.int64]
-    shown_ids_BT: NDArray[np.int64]  # what the network is shown of them: some letters of the answers are others
+    token_ids_BT: NDArray[np.int64]  # what the network is shown
     positions_3N: NDArray[np.int32]
-    is_answer_BT: NDArray[np.bool_]  # the tokens the network has to predict
+    asked_BT: NDArray[np.int64]  # the tokens the network has to predict, or NOWHERE
     targets_LBT: NDArray[np.int64]
     cells_BT: NDArray[np.int64]
     patches_PC: NDArray[np.uint8]
@@ -85,7 +86,7 @@ def page_batches(
     instruction = HTML if rng.random() < html_share else MARKDOWN
     pages = render_with_glyphs(rng, difficulty, count, held_out=held_out, size=(width, height))
     samples = [page_sample(processor, page, pixels, found, instruction) for page, pixels, found in pages]
-    yield from _cut(samples, token_budget, rng, misread=0.0 if held_out else MISREAD_SHARE)
+    yield from _cut(samples if held_out else _with_slips(samples, rng), token_budget)
 
 
 def clip_batches(
@@ -109,7 +110,7 @@ def clip_batches(
             frames_THWC = disturb(rng, frames_THWC)
         frames = Frames(frames_THWC, tuple(time - origin for time in times))
         samples.append(clip_sample(processor, clip, frames, times, origin))
-    yield from _cut(samples, token_budget, rng, misread=0.0 if held_out else MISREAD_SHARE)
+    yield from _cut(samples if held_out else _with_slips(samples, rng), token_budget)
 
 
 def page_sample(
@@ -232,6 +233,8 @@ def _with_answer(
         if place := next((places[at] for at in range(first, end) if at in places), None):
             targets_LT[:, start + index] = place.tokens_L
             cells_T[start + index] = place.cell
+    asked_T = np.full(start + len(answer_ids), NOWHERE, dtype=np.int64)
+    asked_T[start:] = np.array(answer_ids, dtype=np.int64)
     positions = prompt.next_position + np.arange(len(answer_ids), dtype=np.int32)
     whole = replace(
         prompt,
@@ -239,45 +242,74 @@ def _with_answer(
         positions_3T=np.concatenate([prompt.positions_3T, np.tile(positions, (3, 1))], axis=1),
         next_position=prompt.next_position + len(answer_ids),
     )
-    return Sample(whole, start, targets_LT, cells_T, glyphs_MQA)
+    return Sample(whole, start, asked_T, targets_LT, cells_T, glyphs_MQA)
 
 
-def _cut(
-    samples: list[Sample], token_budget: int, rng: np.random.Generator, *, misread: float
-) -> Iterator[TrainingBatch]:
+def _with_slips(samples: Sequence[Sample], rng: np.random.Generator) -> list[Sample]:
+    return [misread(repeating(sample, rng) if rng.random() < REPEATING_SHARE else sample, rng) for sample in samples]
+
+
+def misread(sample: Sample, rng: np.random.Generator) -> Sample:
+    """Some of what is read in the prompt is shown as something else that is read there; asked for is the truth."""
+    shown_T = sample.prompt.token_ids_T.copy()
+    is_read_T = (sample.targets_LT[0] != NOWHERE) & (sample.asked_T == shown_T)
+    is_misread_T = is_read_T & (rng.random(len(shown_T)) < MISREAD_SHARE)
+    if is_misread_T.any():
+        shown_T[is_misread_T] = rng.choice(shown_T[is_read_T], int(is_misread_T.sum()))
+    return replace(sample, prompt=replace(sample.prompt, token_ids_T=shown_T))
+
+
+def repeating(sample: Sample, rng: np.random.Generator) -> Sample:
+    """A part of the answer is shown twice, as if the network had gone back; asked for is, before and after the second
+    time, what comes after the part."""
+    prompt, length = sample.prompt, len(sample.prompt.token_ids_T)
+    if length - sample.answer_start < 4:
+        return sample
+    end = int(rng.integers(sample.answer_start + 2, length))
+    start = max(sample.answer_start, end - int(rng.integers(2, LONGEST_REPEATED)))
+    count = end - start
+    order_T = np.concatenate([np.arange(end), np.arange(start, length)])
+    asked_T, targets_LT, cells_T = sample.asked_T[order_T], sample.targets_LT[:, order_T], sample.cells_T[order_T]
+    asked_T[end], targets_LT[:, end], cells_T[end] = sample.asked_T[end], sample.targets_LT[:, end], sample.cells_T[end]
+    again = slice(end + 1, end + count)
+    asked_T[again], targets_LT[:, again], cells_T[again] = NOWHERE, NOWHERE, NOWHERE
+    more_3T = np.tile(prompt.next_position + np.arange(count, dtype=np.int32), (3, 1))
+    longer = replace(
+        prompt,
+        token_ids_T=prompt.token_ids_T[order_T],
+        positions_3T=np.concatenate([prompt.positions_3T, more_3T], axis=1),
+        next_position=prompt.next_position + count,
+    )
+    return replace(sample, prompt=longer, asked_T=asked_T, targets_LT=targets_LT, cells_T=cells_T)
+
+
+def _cut(samples: Sequence[Sample], token_budget: int) -> Iterator[TrainingBatch]:
     """Samples of like length together, as many as fill the budget."""
     ordered = sorted(samples, key=lambda sample: -len(sample.prompt.token_ids_T))
     while ordered:
         count = max(1, token_budget // len(ordered[0].prompt.token_ids_T))
-        yield _joined(ordered[:count], rng, misread=misread)
+        yield _joined(ordered[:count])
         ordered = ordered[count:]
 
 
-def _joined(samples: Sequence[Sample], rng: np.random.Generator, *, misread: float) -> TrainingBatch:
-    """`misread`: the share of what is read in the prompts that is shown as something else that is read there."""
+def _joined(samples: Sequence[Sample]) -> TrainingBatch:
     count, longest = len(samples), max(len(sample.prompt.token_ids_T) for sample in samples)
     token_ids_BT = np.zeros((count, longest), dtype=np.int64)
-    is_answer_BT = np.zeros((count, longest), dtype=bool)
+    asked_BT = np.full((count, longest), NOWHERE, dtype=np.int64)
     targets_LBT = np.full((LOOKS, count, longest), NOWHERE, dtype=np.int64)
     cells_BT = np.full((count, longest), NOWHERE, dtype=np.int64)
     positions_B3T = np.zeros((count, 3, longest), dtype=np.int32)
     for row, sample in enumerate(samples):
         length = len(sample.prompt.token_ids_T)
         token_ids_BT[row, :length] = sample.prompt.token_ids_T
-        is_answer_BT[row, sample.answer_start : length] = True
+        asked_BT[row, :length] = sample.asked_T
         targets_LBT[:, row, :length] = sample.targets_LT
         cells_BT[row, :length] = sample.cells_T
         positions_B3T[row, :, :length] = sample.prompt.positions_3T
-    shown_ids_BT = token_ids_BT.copy()
-    is_misread_BT = (targets_LBT[0] != NOWHERE) & (rng.random(token_ids_BT.shape) < misread)
-    if is_misread_BT.any():
-        read_R = token_ids_BT[targets_LBT[0] != NOWHERE]
-        shown_ids_BT[is_misread_BT] = rng.choice(read_R, int(is_misread_BT.sum()))
     return TrainingBatch(
         token_ids_BT=token_ids_BT,
-        shown_ids_BT=shown_ids_BT,
         positions_3N=positions_B3T.transpose(1, 0, 2).reshape(3, -1),
-        is_answer_BT=is_answer_BT,
+        asked_BT=asked_BT,
         targets_LBT=targets_LBT,
         cells_BT=cells_BT,
         patches_PC=np.concatenate([sample.prompt.patches_PC for sample in samples]),

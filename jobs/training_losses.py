@@ -91,14 +91,14 @@ def losses_of(
     if not has_deepstack:
         visual = replace(visual, deepstack_LMO=torch.zeros_like(visual.deepstack_LMO))
     pointing = PointingCausal(device_tensor(batch.targets_LBT, device))
-    shown_ids_N = device_tensor(batch.shown_ids_BT, device).flatten()
+    token_ids_N, asked_N = (device_tensor(ids_BT, device).flatten() for ids_BT in (batch.token_ids_BT, batch.asked_BT))
     pointed: list[Tensor] = []  # the hidden states behind the layers that point
     last_pointing = network.model.language_model.layers[POINTING_LAYERS[-1]]
     with last_pointing.register_forward_hook(lambda _, args, hidden_NE: pointed.append(hidden_NE)):
-        hidden_NE = network(shown_ids_N, device_tensor(batch.positions_3N, device), pointing, visual)
-    predicted = device_tensor(batch.is_answer_BT.flatten().nonzero()[0], device)
+        hidden_NE = network(token_ids_N, device_tensor(batch.positions_3N, device), pointing, visual)
+    predicted = (asked_N != NOWHERE).nonzero().squeeze(1)
     logits = network.logits(hidden_NE[predicted - 1]).float()
-    targets = device_tensor(batch.token_ids_BT, device).flatten()[predicted]
+    targets = asked_N[predicted]
     losses = {"answer": F.cross_entropy(logits, targets)}
     if pointing.losses:
         losses["pointing"] = torch.stack(pointing.losses).mean()

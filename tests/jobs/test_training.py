@@ -33,8 +33,10 @@ from jobs.training_batches import (
     clip_batches,
     clip_sample,
     glyphs_of_cells,
+    misread,
     page_batches,
     page_sample,
+    repeating,
 )
 from jobs.training_clips import looks, sights
 from jobs.training_losses import POINTING_LAYERS, PointingCausal, Probes, losses_of, tower_loss
@@ -198,36 +200,76 @@ def test_batches_are_rectangular_and_hold_prompt_and_answer(processor):
         visual = sum(rows * columns // 4 for _, rows, columns in batch.grids_G3)
         is_visual = np.isin(batch.token_ids_BT, [processor.config.image_token_id, processor.config.video_token_id])
         assert visual == is_visual.sum()
-        assert not (is_visual & batch.is_answer_BT).any()
-        ends = batch.token_ids_BT == processor.tokenizer.token_to_id("<|im_end|>")
-        assert (ends & batch.is_answer_BT).sum(1).tolist() == [1] * samples
+        assert not (is_visual & (batch.asked_BT != NOWHERE)).any()
+        asked_ends = batch.asked_BT == processor.tokenizer.token_to_id("<|im_end|>")
+        assert set(asked_ends.sum(1).tolist()) <= {1, 2}  # two: before and after a part that is shown twice
     assert HTML in processor.tokenizer.decode(batches[0].token_ids_BT[0].tolist())
 
 
-def test_some_letters_are_shown_misread_but_never_asked_for_so(processor):
+def a_sample(processor, rng):
+    ((page, pixels, glyphs),) = render_with_glyphs(rng, replace(READABLE[-1], blank=0.0), 1, held_out=False)
+    return page_sample(processor, page, pixels, glyphs, MARKDOWN)
+
+
+def test_some_letters_are_shown_misread_and_the_truth_is_asked_for(processor):
     rng = np.random.default_rng(14)
-    for held_out, low, high in ((False, 0.5 * MISREAD_SHARE, 1.2 * MISREAD_SHARE), (True, 0, 0)):
-        pages = page_batches(processor, rng, READABLE[1], held_out=held_out, token_budget=2048)
+    shares = []
+    for _ in range(20):
+        sample = a_sample(processor, rng)
+        slipped = misread(sample, rng)
+        is_read = sample.targets_LT[0] != NOWHERE
+        is_other = slipped.prompt.token_ids_T != sample.prompt.token_ids_T
+        assert not is_other[~is_read].any()
+        assert (slipped.asked_T == sample.asked_T).all()
+        shares.append(is_other[is_read].mean())
+    assert 0.5 * MISREAD_SHARE < np.mean(shares) < 1.1 * MISREAD_SHARE
+
+
+def test_behind_a_part_that_is_shown_twice_the_answer_goes_on(processor):
+    rng = np.random.default_rng(15)
+    for _ in range(20):
+        sample = a_sample(processor, rng)
+        answer = sample.asked_T[sample.answer_start :].tolist()
+        slipped = repeating(sample, rng)
+        longer = len(slipped.asked_T) - len(sample.asked_T)
+        shown = slipped.prompt.token_ids_T[sample.answer_start :].tolist()
+        asked = slipped.asked_T[sample.answer_start :].tolist()
+        end = asked.index(NOWHERE) - 1
+        assert shown[: end + longer] == answer[:end] + answer[end - longer : end]  # back, and the same again
+        assert shown[end + longer :] == answer[end:]
+        assert asked == [*answer[: end + 1], *[NOWHERE] * (longer - 1), *answer[end:]]  # but never to go back
+        targets = sample.targets_LT[:, sample.answer_start :]
+        again = slipped.targets_LT[:, sample.answer_start :]
+        assert (again[:, end] == targets[:, end]).all()
+        assert (again[:, end + longer :] == targets[:, end:]).all()
+        assert (again[:, end + 1 : end + longer] == NOWHERE).all()
+        assert slipped.prompt.positions_3T.shape[1] == len(slipped.asked_T)
+        assert (np.diff(slipped.prompt.positions_3T[:, sample.answer_start :]) == 1).all()
+
+
+def test_held_out_batches_have_no_slips_and_the_others_do(processor):
+    rng = np.random.default_rng(16)
+    for held_out in (True, False):
+        pages = page_batches(processor, rng, READABLE[-1], held_out=held_out, token_budget=2048)
         batches = [*pages, *clip_batches(processor, rng, held_out=held_out, token_budget=2048)]
-        shares = []
-        for batch in batches:
-            is_read = batch.targets_LBT[0] != NOWHERE
-            is_other = batch.shown_ids_BT != batch.token_ids_BT
-            assert not is_other[~is_read].any()
-            shares.append(is_other[is_read].mean())
-        assert low <= np.mean(shares) <= high
+        is_shown = [(b.asked_BT == b.token_ids_BT)[b.asked_BT != NOWHERE].all() for b in batches]
+        assert all(is_shown) if held_out else not all(is_shown)
+
+
+def test_what_is_asked_for_is_the_truth_not_what_is_shown(processor):
     network = from_pretrained(CHECKPOINT, dtype=torch.float32)
     probes = Probes(network.config)
+    rng = np.random.default_rng(17)
     clean = next(page_batches(processor, rng, READABLE[1], held_out=True, token_budget=512))
     is_read = clean.targets_LBT[0] != NOWHERE
     letter = clean.token_ids_BT[is_read][0]
-    blind = replace(clean, shown_ids_BT=np.where(is_read, letter, clean.token_ids_BT))
-    wrong = replace(clean, token_ids_BT=blind.shown_ids_BT)
+    blind = replace(clean, token_ids_BT=np.where(is_read, letter, clean.token_ids_BT))
+    other = replace(clean, asked_BT=np.where(is_read, letter, clean.asked_BT))
     with torch.no_grad():
-        as_told, truth_hidden, truth_changed = (losses_of(network, probes, batch)[1] for batch in (clean, blind, wrong))
+        as_told, truth_hidden, truth_changed = (losses_of(network, probes, batch)[1] for batch in (clean, blind, other))
     assert as_told > 0.95
-    assert truth_hidden < as_told  # the network saw what was shown
-    assert truth_changed < 0.5  # and was asked for the other
+    assert truth_hidden < as_told
+    assert truth_changed < 0.5
 
 
 def test_the_pointing_loss_is_the_cross_entropy_of_the_attention():
