@@ -250,9 +250,8 @@ def clip_question(processor: Processor, rng: np.random.Generator, number: int) -
         origin_us=round(start * MICROSECONDS),
     )
     pairs = pairs_of(times)
-    end = start + CLIP_SECONDS
-    inside = [replace(event, end_seconds=min(event.end_seconds, end)) for event in clip.events]
-    return ClipQuestion(prompt, span, as_sampled(inside, pairs), answer_for(clip, pairs, start))
+    truth = as_sampled(clip.events, pairs, start + CLIP_SECONDS)
+    return ClipQuestion(prompt, span, truth, answer_for(clip, pairs, start))
 
 
 def clip_scores(question: ClipQuestion, answer: Completion) -> EventScores:

@@ -177,7 +177,7 @@ def evaluate(output: Path, clips: Mapping[str, SampleClip], *, fps: float) -> Ev
         ]
         times = [number / fps for number in range(round(clip.seconds * fps))]
         exact += score_events(told, clip.events, pair_seconds=2 / fps)
-        sampled += score_events(told, as_sampled(clip.events, pairs_of(times)), pair_seconds=2 / fps)
+        sampled += score_events(told, as_sampled(clip.events, pairs_of(times), clip.seconds), pair_seconds=2 / fps)
         ends = [row["end_us"] / MICROSECONDS for row in tables["windows"] if row["video_id"] == video["video_id"]]
         crossing += sum(any(event.start_seconds < end < event.end_seconds for end in ends) for event in clip.events)
     hours = sum(clip.seconds for clip in clips.values()) / 3600

@@ -68,18 +68,20 @@ def told_event(start_us: int, end_us: int, description: str) -> SampleEvent:
     return SampleEvent(start_us / MICROSECONDS, end_us / MICROSECONDS, description)
 
 
-def as_sampled(truth: Iterable[SampleEvent], pair_seconds: Sequence[tuple[float, float]]) -> list[SampleEvent]:
+def as_sampled(
+    truth: Iterable[SampleEvent], pair_seconds: Sequence[tuple[float, float]], end_seconds: float
+) -> list[SampleEvent]:
     """The truth as far as frame pairs with these times show it, which is all a model can tell: from the first frame of
     the first pair that shows an event to the second frame of the last one, as `pipeline.parse_events` places answers.
 
-    What no frame shows is left out. The last pair of all reaches as far as the truth does.
+    What no frame shows is left out. The last pair of all reaches as far as what was sampled, to `end_seconds`.
     """
     sampled = []
     for event in truth:
         shown = event.shown_in(pair_seconds)
         if shown:
             start = pair_seconds[shown[0]][0]
-            end = event.end_seconds if shown[-1] == len(pair_seconds) - 1 else pair_seconds[shown[-1]][1]
+            end = end_seconds if shown[-1] == len(pair_seconds) - 1 else pair_seconds[shown[-1]][1]
             sampled.append(SampleEvent(start, end, event.description))
     return sampled
 

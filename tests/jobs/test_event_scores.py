@@ -85,7 +85,7 @@ def test_a_perfect_model_is_scored_perfect_on_what_the_frames_show() -> None:
         clip = make_clip(rng, seconds=60.0, size=(160, 96), held_out=False)
         told = told_events(indexed(clip, "video"))
         exact += score_events(told, clip.events)
-        shown = as_sampled(clip.events, pairs_of(clip_window(clip, 0.0, clip.seconds)[1]))
+        shown = as_sampled(clip.events, pairs_of(clip_window(clip, 0.0, clip.seconds)[1]), clip.seconds)
         sampled += score_events(told, shown)
     assert exact.true > 100
     assert (exact.found, exact.dated, exact.doubled, exact.invented) == (exact.true, exact.true, 0, 0)
