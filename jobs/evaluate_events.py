@@ -13,6 +13,7 @@ both ends within a frame pair, nothing twice, and both indexes are the same; oth
 """
 
 import argparse
+import math
 import multiprocessing
 import sys
 import time
@@ -175,7 +176,7 @@ def evaluate(output: Path, clips: Mapping[str, SampleClip], *, fps: float) -> Ev
             for event in tables["events"]
             if event["video_id"] == video["video_id"]
         ]
-        times = [number / fps for number in range(round(clip.seconds * fps))]
+        times = [number / fps for number in range(math.ceil(clip.seconds * fps - 1e-9))]
         exact += score_events(told, clip.events, pair_seconds=2 / fps)
         sampled += score_events(told, as_sampled(clip.events, pairs_of(times), clip.seconds), pair_seconds=2 / fps)
         ends = [row["end_us"] / MICROSECONDS for row in tables["windows"] if row["video_id"] == video["video_id"]]
