@@ -19,7 +19,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from jobs.bench import answer_all, until_stop
 from jobs.bench_peers import transformers_reader
-from jobs.event_scores import MICROSECONDS, EventScores, as_sampled, score_events, told_event
+from jobs.event_scores import MICROSECONDS, EventScores, as_sampled, match_greedily, score_events, told_event
 from jobs.sample_videos import SampleEvent, answer_for, clip_window, disturb, is_clear, make_clip, pairs_of
 from jobs.samples import PIXELS_PER_POINT, READABLE, Difficulty, render_batch
 from jobs.training_batches import EVENTS, HTML, MARKDOWN
@@ -214,12 +214,9 @@ def html_score(score: PageScore) -> HtmlScore:
     true_text, told_text = ("\n".join(element.text for element in elements) for elements in (truth, told))
     true_boxes, told_boxes = ([element.box for element in elements if element.box] for elements in (truth, told))
     pairs = [(box_iou(true, said), i, j) for i, true in enumerate(true_boxes) for j, said in enumerate(told_boxes)]
-    match_of: dict[int, int] = {}
-    for iou, i, j in sorted(pairs, reverse=True):
-        if iou >= 0.5 and i not in match_of and j not in match_of.values():
-            match_of[i] = j
+    boxed = match_greedily(pair for pair in pairs if pair[0] >= 0.5)
     errors = Levenshtein.distance(true_text, told_text)
-    return HtmlScore(len(true_text), errors, len(true_boxes), len(match_of))
+    return HtmlScore(len(true_text), errors, len(true_boxes), len(boxed))
 
 
 def box_iou(first: Box, second: Box) -> float:

@@ -13,7 +13,6 @@ both ends within a frame pair, nothing twice, and both indexes are the same; oth
 """
 
 import argparse
-import math
 import multiprocessing
 import sys
 import time
@@ -28,7 +27,7 @@ import pyarrow.parquet as pq
 from jobs.cluster import connected
 from jobs.event_scores import MICROSECONDS, EventScores, as_sampled, score_events, told_event
 from jobs.oracle import OracleLoader
-from jobs.sample_videos import SampleClip, make_clip, pairs_of, write_video
+from jobs.sample_videos import SampleClip, frame_times, make_clip, pairs_of, write_video
 from pipeline.books import Books
 from pipeline.flow import cluster, prepare, run
 from pipeline.job import IndexJob
@@ -176,7 +175,7 @@ def evaluate(output: Path, clips: Mapping[str, SampleClip], *, fps: float) -> Ev
             for event in tables["events"]
             if event["video_id"] == video["video_id"]
         ]
-        times = [number / fps for number in range(math.ceil(clip.seconds * fps - 1e-9))]
+        times = frame_times(0.0, clip.seconds, fps)
         exact += score_events(told, clip.events, pair_seconds=2 / fps)
         sampled += score_events(told, as_sampled(clip.events, pairs_of(times), clip.seconds), pair_seconds=2 / fps)
         ends = [row["end_us"] / MICROSECONDS for row in tables["windows"] if row["video_id"] == video["video_id"]]

@@ -86,19 +86,24 @@ def as_sampled(
     return sampled
 
 
+def match_greedily(pairs: Iterable[tuple[float, int, int]]) -> dict[int, int]:
+    """(score, index, other index) -> index: other index, one to one: the highest scores first, then lowest indexes."""
+    match_of: dict[int, int] = {}
+    for _, index, other in sorted(pairs, key=lambda pair: (-pair[0], *pair[1:])):
+        if index not in match_of and other not in match_of.values():
+            match_of[index] = other
+    return match_of
+
+
 def _matched(told: Sequence[SampleEvent], truth: Sequence[SampleEvent]) -> dict[int, int]:
     """Index of a true event -> index of the told one that goes with it."""
     pairs = [
-        (_iou(said, true), -true_index, -told_index)
+        (_iou(said, true), true_index, told_index)
         for true_index, true in enumerate(truth)
         for told_index, said in enumerate(told)
         if _agree(said, true)
     ]
-    match_of: dict[int, int] = {}
-    for _, negative_true, negative_told in sorted(pairs, reverse=True):
-        if -negative_true not in match_of and -negative_told not in match_of.values():
-            match_of[-negative_true] = -negative_told
-    return match_of
+    return match_greedily(pairs)
 
 
 def _agree(first: SampleEvent, second: SampleEvent) -> bool:

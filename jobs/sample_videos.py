@@ -342,13 +342,17 @@ def _mask(name: str, side: int) -> NDArray[np.bool_]:
     return np.array(image)
 
 
+def frame_times(start: float, end: float, fps: float) -> tuple[float, ...]:
+    """start, start + 1 / fps, ... before `end`; at least the first."""
+    return tuple(start + index / fps for index in range(max(math.ceil((end - start) * fps - 1e-9), 1)))
+
+
 def clip_window(
     clip: SampleClip, start: float, seconds: float, fps: float = 2.0
 ) -> tuple[NDArray[np.uint8], tuple[float, ...]]:
     """Frames uint8 [T, H, W, 3] at start, start + 1 / fps, ... before start + seconds and the clip's end, and their
     times on the clip's clock."""
-    end = min(start + seconds, clip.seconds)
-    times = tuple(start + index / fps for index in range(max(math.ceil((end - start) * fps - 1e-9), 1)))
+    times = frame_times(start, min(start + seconds, clip.seconds), fps)
     return np.stack([clip.frame(time) for time in times]), times
 
 
