@@ -371,13 +371,14 @@ def is_clear(clip: SampleClip, times: Sequence[float]) -> bool:
 def answer_for(clip: SampleClip, pair_seconds: Sequence[tuple[float, float]], origin: float = 0.0) -> str:
     """What a model should answer when it sees these frame pairs, whose time texts count from `origin`.
 
-    A JSON list of {"start", "end", "description"}: start and end are the time texts of the first and the last pair of
-    which at least one frame shows the event, so an event partly outside is given as far as it is seen. In order of
-    start, then of description. "" when no frame shows anything.
+    A JSON list of {"start", "description", "end"}: start and end are the time texts of the first and the last pair of
+    which at least one frame shows the event, so an event partly outside is given as far as it is seen. The end comes
+    last, for only what has been named can be followed to its end. In order of start, then of description. "" when no
+    frame shows anything.
     """
     texts = [f"{(first + second) / 2 - origin:.1f}" for first, second in pair_seconds]
     answer = [
-        {"start": float(texts[shown[0]]), "end": float(texts[shown[-1]]), "description": event.description}
+        {"start": float(texts[shown[0]]), "description": event.description, "end": float(texts[shown[-1]])}
         for event, shown in shown_events(clip, pair_seconds)
     ]
     return json.dumps(answer) if answer else ""

@@ -37,7 +37,7 @@ from jobs.demo_checkpoint import write_new_checkpoint
 from jobs.muon import Muon
 from jobs.samples import DENSE_LADDER, READABLE, Difficulty
 from jobs.training_batches import TrainingBatch, clip_batches, page_batches
-from jobs.training_losses import Probes, losses_of, tower_loss
+from jobs.training_losses import Probes, losses_of, tower_losses
 from model.processor import Processor
 from model.qwen3_vl import Qwen3VL
 from model.weights import from_pretrained, save_weights
@@ -48,10 +48,10 @@ MEAN_DECAY = 0.998  # of the weights of earlier steps in the running mean
 PROBE_STEPS, PROBE_LEARNING_RATE = 200, 3e-3  # of new probes alone, beside a trained tower
 COOL_DOWN_SHARE = 0.6  # of the time, at its end: the learning rate falls to nothing
 PASS_MARKS = (0.4, 0.5, 0.6)  # accuracy on a rung that lets the next one in; the last mark is that of all further ones
-HTML_SHARE = 0.2  # of the batches of pages that are trained on: they ask for `qwenvl html`
+HTML_SHARE = 0.3  # of the batches of pages that are trained on: they ask for `qwenvl html`
 CLIPS_FROM_RUNG, CLIP_SHARE = 0, 0.3
 FOCUS_SHARE = 0.3  # of the pages: of the rung in focus; the others come from all rungs so far, most from the newest
-WEIGHTS = {"answer": 1.0, "pointing": 0.3, "cell": 0.3, "letters": 0.15}
+WEIGHTS = {"answer": 1.0, "pointing": 0.3, "cell": 0.3, "letters": 0.15, "xy": 0.3, "pointed xy": 0.2}
 TOWER_SHARE = 0.15  # of the batches: they teach the tower alone, on dense pages, when its own time is over
 PLAIN_SHARE = 0.25  # of the dense pages
 # Of the pages: their type is at most so many points larger than the rung's smallest, where most letters are misread.
@@ -202,11 +202,15 @@ def compute_gradients(network: Qwen3VL, probes: Probes, produced: Produced) -> d
     """Adds the gradients of the weighted losses to the parameters -> the losses."""
     with fast_precision(probes.device):
         if produced.is_for_tower:
-            losses = {"letters": tower_loss(network, probes, produced.batch)}
+            losses = tower_losses(network, probes, produced.batch)
         else:
             losses, _ = losses_of(network, probes, produced.batch)
-    torch.stack([WEIGHTS[name] * loss for name, loss in losses.items()]).sum().backward()
+    _weighted(losses).backward()
     return {name: loss.item() for name, loss in losses.items()}
+
+
+def _weighted(losses: dict[str, torch.Tensor]) -> torch.Tensor:
+    return torch.stack([WEIGHTS[name] * loss for name, loss in losses.items()]).sum()
 
 
 class Trainer:
@@ -300,7 +304,7 @@ class Trainer:
         self.network.requires_grad_(False)
         for produced in islice(batches, PROBE_STEPS):
             with fast_precision(self.probes.device):
-                loss = tower_loss(self.network, self.probes, produced.batch)
+                loss = _weighted(tower_losses(self.network, self.probes, produced.batch))
             loss.backward()
             optimizer.step()
             optimizer.zero_grad()

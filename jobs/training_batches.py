@@ -44,6 +44,7 @@ class Place:
 
     tokens_L: tuple[int, ...]
     cell: int
+    xy: tuple[int, int]  # on its page or frame, in thousandths
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +56,7 @@ class Sample:
     asked_T: NDArray[np.int64]  # the tokens that are to be written, or NOWHERE
     targets_LT: NDArray[np.int64]  # the tokens of the prompt in which token t of the answer is to be read, or NOWHERE
     cells_T: NDArray[np.int64]  # in which cell of the first of them, or NOWHERE
+    xy_T2: NDArray[np.int64]  # where on the page, in thousandths from the top left, or NOWHERE
     glyphs_MQA: NDArray[np.bool_]  # what is in each cell of each visual token
 
 
@@ -65,6 +67,7 @@ class TrainingBatch:
     asked_BT: NDArray[np.int64]  # the tokens the network has to predict, or NOWHERE
     targets_LBT: NDArray[np.int64]
     cells_BT: NDArray[np.int64]
+    xy_BT2: NDArray[np.int64]
     patches_PC: NDArray[np.uint8]
     grids_G3: list[tuple[int, int, int]]
     glyphs_MQA: NDArray[np.bool_]
@@ -126,7 +129,8 @@ def page_sample(
     for index, glyph in (found | box_ends(answer, found)).items():
         if 0 <= glyph.x < width and 0 <= glyph.y < height:
             token, cell = _located(glyph.x, glyph.y, width // multiple, multiple)
-            places[index] = Place((first + token,) * LOOKS, cell)
+            xy = int(1000 * glyph.x / width), int(1000 * glyph.y / height)
+            places[index] = Place((first + token,) * LOOKS, cell, xy)
     return _with_answer(processor, prompt, answer, places, glyphs_of_cells(glyphs, width, height, multiple))
 
 
@@ -146,7 +150,7 @@ def clip_sample(
         number, cell = _located(x, y, width // multiple, multiple)
         token = int(visual[look.pair, number])
         second = token if look.time_pair is None else digits[look.time_pair][look.digit]
-        places[index] = Place((token, second), cell)
+        places[index] = Place((token, second), cell, (int(1000 * x / width), int(1000 * y / height)))
     cells = [glyphs_of_cells(seen, width, height, multiple) for seen in sights(clip, pairs)]
     return _with_answer(processor, prompt, answer, places, np.concatenate(cells))
 
@@ -229,10 +233,12 @@ def _with_answer(
     start = len(prompt.token_ids_T)
     targets_LT = np.full((LOOKS, start + len(answer_ids)), NOWHERE, dtype=np.int64)
     cells_T = np.full(start + len(answer_ids), NOWHERE, dtype=np.int64)
+    xy_T2 = np.full((start + len(answer_ids), 2), NOWHERE, dtype=np.int64)
     for index, (first, end) in enumerate(encoded.offsets):
         if place := next((places[at] for at in range(first, end) if at in places), None):
             targets_LT[:, start + index] = place.tokens_L
             cells_T[start + index] = place.cell
+            xy_T2[start + index] = place.xy
     asked_T = np.full(start + len(answer_ids), NOWHERE, dtype=np.int64)
     asked_T[start:] = np.array(answer_ids, dtype=np.int64)
     positions = prompt.next_position + np.arange(len(answer_ids), dtype=np.int32)
@@ -242,7 +248,7 @@ def _with_answer(
         positions_3T=np.concatenate([prompt.positions_3T, np.tile(positions, (3, 1))], axis=1),
         next_position=prompt.next_position + len(answer_ids),
     )
-    return Sample(whole, start, asked_T, targets_LT, cells_T, glyphs_MQA)
+    return Sample(whole, start, asked_T, targets_LT, cells_T, xy_T2, glyphs_MQA)
 
 
 def _with_slips(samples: Sequence[Sample], rng: np.random.Generator) -> list[Sample]:
@@ -269,10 +275,12 @@ def repeating(sample: Sample, rng: np.random.Generator) -> Sample:
     start = max(sample.answer_start, end - int(rng.integers(2, LONGEST_REPEATED)))
     count = end - start
     order_T = np.concatenate([np.arange(end), np.arange(start, length)])
-    asked_T, targets_LT, cells_T = sample.asked_T[order_T], sample.targets_LT[:, order_T], sample.cells_T[order_T]
-    asked_T[end], targets_LT[:, end], cells_T[end] = sample.asked_T[end], sample.targets_LT[:, end], sample.cells_T[end]
-    again = slice(end + 1, end + count)
-    asked_T[again], targets_LT[:, again], cells_T[again] = NOWHERE, NOWHERE, NOWHERE
+    from_T = order_T.copy()
+    from_T[end] = end
+    is_asked_T = ~((np.arange(len(order_T)) > end) & (np.arange(len(order_T)) < end + count))
+    asked_T, cells_T = (np.where(is_asked_T, of_T[from_T], NOWHERE) for of_T in (sample.asked_T, sample.cells_T))
+    targets_LT = np.where(is_asked_T, sample.targets_LT[:, from_T], NOWHERE)
+    xy_T2 = np.where(is_asked_T[:, None], sample.xy_T2[from_T], NOWHERE)
     more_3T = np.tile(prompt.next_position + np.arange(count, dtype=np.int32), (3, 1))
     longer = replace(
         prompt,
@@ -280,7 +288,7 @@ def repeating(sample: Sample, rng: np.random.Generator) -> Sample:
         positions_3T=np.concatenate([prompt.positions_3T, more_3T], axis=1),
         next_position=prompt.next_position + count,
     )
-    return replace(sample, prompt=longer, asked_T=asked_T, targets_LT=targets_LT, cells_T=cells_T)
+    return replace(sample, prompt=longer, asked_T=asked_T, targets_LT=targets_LT, cells_T=cells_T, xy_T2=xy_T2)
 
 
 def _cut(samples: Sequence[Sample], token_budget: int) -> Iterator[TrainingBatch]:
@@ -298,6 +306,7 @@ def _joined(samples: Sequence[Sample]) -> TrainingBatch:
     asked_BT = np.full((count, longest), NOWHERE, dtype=np.int64)
     targets_LBT = np.full((LOOKS, count, longest), NOWHERE, dtype=np.int64)
     cells_BT = np.full((count, longest), NOWHERE, dtype=np.int64)
+    xy_BT2 = np.full((count, longest, 2), NOWHERE, dtype=np.int64)
     positions_B3T = np.zeros((count, 3, longest), dtype=np.int32)
     for row, sample in enumerate(samples):
         length = len(sample.prompt.token_ids_T)
@@ -305,6 +314,7 @@ def _joined(samples: Sequence[Sample]) -> TrainingBatch:
         asked_BT[row, :length] = sample.asked_T
         targets_LBT[:, row, :length] = sample.targets_LT
         cells_BT[row, :length] = sample.cells_T
+        xy_BT2[row, :length] = sample.xy_T2
         positions_B3T[row, :, :length] = sample.prompt.positions_3T
     return TrainingBatch(
         token_ids_BT=token_ids_BT,
@@ -312,6 +322,7 @@ def _joined(samples: Sequence[Sample]) -> TrainingBatch:
         asked_BT=asked_BT,
         targets_LBT=targets_LBT,
         cells_BT=cells_BT,
+        xy_BT2=xy_BT2,
         patches_PC=np.concatenate([sample.prompt.patches_PC for sample in samples]),
         grids_G3=[tuple(grid) for sample in samples for grid in sample.prompt.grids_G3.tolist()],
         glyphs_MQA=np.concatenate([sample.glyphs_MQA for sample in samples]),

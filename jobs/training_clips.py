@@ -33,17 +33,15 @@ def looks(clip: SampleClip, pair_seconds: Sequence[Pair], answer: str) -> dict[i
     found: dict[int, Look] = {}
     cursor = 0
     for (event, shown), told in zip(shown_events(clip, pair_seconds), json.loads(answer or "[]"), strict=True):
-        for key, pair in (("start", shown[0]), ("end", shown[-1])):
-            text = str(told[key])
-            cursor = answer.index(f'"{key}": {text}', cursor) + len(f'"{key}": ')
-            x, y = _middle(clip, event, pair_seconds[pair])
-            found |= {cursor + digit: Look(pair, x, y, pair, digit) for digit in range(len(text))}
         whole = [index for index in shown if all(map(event.is_seen, pair_seconds[index]))]
-        pair = (whole or shown)[0]
-        written = json.dumps(event.description)[1:-1]
-        cursor = answer.index(written, cursor)
-        middle = Look(pair, *_middle(clip, event, pair_seconds[pair]))
-        found |= _looks_of_description(clip, event, middle, written, cursor)
+        for key, pair in (("start", shown[0]), ("description", (whole or shown)[0]), ("end", shown[-1])):
+            written = json.dumps(told[key])
+            cursor = answer.index(f'"{key}": {written}', cursor) + len(f'"{key}": ')
+            x, y = _middle(clip, event, pair_seconds[pair])
+            if key == "description":
+                found |= _looks_of_description(clip, event, Look(pair, x, y), written[1:-1], cursor + 1)
+            else:
+                found |= {cursor + digit: Look(pair, x, y, pair, digit) for digit in range(len(written))}
     return found
 
 

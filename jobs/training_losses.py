@@ -1,15 +1,17 @@
-"""What training asks of the network beside the answer itself: three helps that are thrown away in the end.
+"""What training asks of the network beside the answer itself: helps that are thrown away in the end.
 
 A probe has to name the letters in each cell of a visual token from the features the decoder gets; it teaches the tower
 to see letters long before the decoder knows where to look. The pointing loss shows the decoder where to look: one head
 of two layers has to attend to the visual token in which the next piece of the answer stands (guided attention, as
 Tachibana et al., arXiv 1710.08969, have it for speech). Of small type several lines share such a token: behind these
-layers another probe has to tell in which of its cells.
+layers another probe has to tell in which of its cells. And probes of the tower's features and of the decoder's hidden
+states have to tell where on the page that is: nothing else makes the tower say so, and boxes are written from it.
 
 Letters: B samples, T tokens of one, N = B x T, L looks, H query heads, K key heads, D head dimension, M visual tokens,
-Q cells, A names.
+Q cells, A names, R rows in which something is looked for.
 """
 
+from contextlib import ExitStack
 from dataclasses import replace
 
 import torch
@@ -32,8 +34,10 @@ class Probes(nn.Module):
         cells, size = CELLS_ACROSS * CELLS_DOWN, config.text.hidden_size
         self.letters = nn.Linear(size, cells * len(NAMES))
         self.cell = nn.Linear(size, cells)
+        self.token_xy, self.pointed_xy = nn.Linear(size, 2 * 2 * 10), nn.Linear(size, 2 * 2 * 10)
         nn.init.constant_(self.letters.bias, -5.0)  # most letters are nowhere
-        nn.init.zeros_(self.cell.weight)  # a new one asks nothing of the network yet
+        for of_hidden_states in (self.cell, self.pointed_xy):
+            nn.init.zeros_(of_hidden_states.weight)  # a new one asks nothing of the network yet
 
     @property
     def device(self) -> torch.device:
@@ -49,6 +53,25 @@ class Probes(nn.Module):
         """Cross-entropy for each token that is read somewhere; it is predicted, so looked for, in the row before it."""
         rows_R = (cells_N != NOWHERE).nonzero().squeeze(1)
         return F.cross_entropy(self.cell(hidden_NE[rows_R - 1]).float(), cells_N[rows_R])
+
+    def token_xy_loss(self, embeddings_MO: Tensor, grids_G3: list[tuple[int, int, int]], merge: int) -> Tensor:
+        """Cross-entropy of the hundreds and tens of where each visual token's middle is, in thousandths."""
+        xy_M2 = [
+            torch.cartesian_prod((torch.arange(rows) + 0.5) / rows, (torch.arange(columns) + 0.5) / columns).flip(1)
+            for rows, columns in ((high // merge, wide // merge) for _, high, wide in grids_G3)
+        ]
+        return _xy_loss(self.token_xy(embeddings_MO), (1000 * torch.cat(xy_M2)).long().to(embeddings_MO.device))
+
+    def pointed_xy_loss(self, hidden_NE: Tensor, xy_N2: Tensor) -> Tensor:
+        """The same of what is read in each row, where it is read somewhere."""
+        rows_R = (xy_N2[:, 0] != NOWHERE).nonzero().squeeze(1)
+        return _xy_loss(self.pointed_xy(hidden_NE[rows_R - 1]), xy_N2[rows_R])
+
+
+def _xy_loss(logits_RD: Tensor, xy_R2: Tensor) -> Tensor:
+    """Of x and y, in thousandths, the hundreds and the tens as digits; of a box's numbers these are what matters."""
+    digits_R4 = torch.cat([xy_R2 // 100, xy_R2 // 10 % 10], dim=1)
+    return F.cross_entropy(logits_RD.float().view(-1, 10), digits_R4.flatten())
 
 
 class PointingCausal:
@@ -74,11 +97,17 @@ class PointingCausal:
         return self._inner(layer, query_NHD, key_NKD, value_NKD)
 
 
-def tower_loss(network: Qwen3VL, probes: Probes, batch: TrainingBatch) -> Tensor:
-    """The loss of the tower's probe alone: the decoder is not run."""
-    device = probes.device
-    visual = network.look(device_tensor(batch.patches_PC, device), batch.grids_G3)
-    return probes.letters_loss(visual.embeddings_MO, device_tensor(batch.glyphs_MQA, device))
+def tower_losses(network: Qwen3VL, probes: Probes, batch: TrainingBatch) -> dict[str, Tensor]:
+    """What the tower's probes lose alone: the decoder is not run."""
+    visual = network.look(device_tensor(batch.patches_PC, probes.device), batch.grids_G3)
+    return _tower_losses(network, probes, batch, visual.embeddings_MO)
+
+
+def _tower_losses(network: Qwen3VL, probes: Probes, batch: TrainingBatch, embeddings_MO: Tensor) -> dict[str, Tensor]:
+    losses = {"xy": probes.token_xy_loss(embeddings_MO, batch.grids_G3, network.config.vision.spatial_merge_size)}
+    if batch.glyphs_MQA.any():
+        losses["letters"] = probes.letters_loss(embeddings_MO, device_tensor(batch.glyphs_MQA, probes.device))
+    return losses
 
 
 def losses_of(
@@ -92,9 +121,11 @@ def losses_of(
         visual = replace(visual, deepstack_LMO=torch.zeros_like(visual.deepstack_LMO))
     pointing = PointingCausal(device_tensor(batch.targets_LBT, device))
     token_ids_N, asked_N = (device_tensor(ids_BT, device).flatten() for ids_BT in (batch.token_ids_BT, batch.asked_BT))
-    pointed: list[Tensor] = []  # the hidden states behind the layers that point
-    last_pointing = network.model.language_model.layers[POINTING_LAYERS[-1]]
-    with last_pointing.register_forward_hook(lambda _, args, hidden_NE: pointed.append(hidden_NE)):
+    pointed: list[Tensor] = []  # the hidden states behind each layer that points
+    with ExitStack() as hooks:
+        for layer in POINTING_LAYERS:
+            behind = network.model.language_model.layers[layer].register_forward_hook
+            hooks.enter_context(behind(lambda _, args, hidden_NE: pointed.append(hidden_NE)))
         hidden_NE = network(token_ids_N, device_tensor(batch.positions_3N, device), pointing, visual)
     predicted = (asked_N != NOWHERE).nonzero().squeeze(1)
     logits = network.logits(hidden_NE[predicted - 1]).float()
@@ -102,7 +133,7 @@ def losses_of(
     losses = {"answer": F.cross_entropy(logits, targets)}
     if pointing.losses:
         losses["pointing"] = torch.stack(pointing.losses).mean()
-        losses["cell"] = probes.cell_loss(pointed[0], device_tensor(batch.cells_BT, device).flatten())
-    if batch.glyphs_MQA.any():
-        losses["letters"] = probes.letters_loss(visual.embeddings_MO, device_tensor(batch.glyphs_MQA, device))
+        losses["cell"] = probes.cell_loss(pointed[-1], device_tensor(batch.cells_BT, device).flatten())
+        losses["pointed xy"] = probes.pointed_xy_loss(pointed[0], device_tensor(batch.xy_BT2, device).flatten(0, 1))
+    losses |= _tower_losses(network, probes, batch, visual.embeddings_MO)
     return losses, (logits.argmax(-1) == targets).float().mean().item()

@@ -145,7 +145,7 @@ def test_the_answer_is_written_in_one_way() -> None:
     event = SampleEvent(1.0, 4.2, 'title card "Alpha beta"')
     clip = SampleClip(clip.seconds, clip.size, clip.scenes, (event,))
     pairs = [(0.0, 0.5), (1.0, 1.5), (2.0, 2.5), (3.0, 3.5), (4.0, 4.5), (5.0, 5.5)]
-    assert answer_for(clip, pairs) == r'[{"start": 1.2, "end": 4.2, "description": "title card \"Alpha beta\""}]'
+    assert answer_for(clip, pairs) == r'[{"start": 1.2, "description": "title card \"Alpha beta\"", "end": 4.2}]'
     assert answer_for(clip, pairs[5:]) == ""
 
 

@@ -39,7 +39,7 @@ from jobs.training_batches import (
     repeating,
 )
 from jobs.training_clips import looks, sights
-from jobs.training_losses import POINTING_LAYERS, PointingCausal, Probes, losses_of, tower_loss
+from jobs.training_losses import POINTING_LAYERS, PointingCausal, Probes, losses_of, tower_losses
 from model.processor import Processor
 from model.request import Completion, Frames
 from model.weights import from_pretrained
@@ -111,8 +111,10 @@ def test_targets_are_the_visual_tokens_under_the_characters(processor):
     sample = page_sample(processor, page, pixels, glyphs, MARKDOWN)
     first = int(np.flatnonzero(sample.prompt.token_ids_T == processor.config.image_token_id)[0])
     columns = pixels.shape[1] // 32
-    for token, target, cell in zip(sample.prompt.token_ids_T, sample.targets_LT[0], sample.cells_T, strict=True):
-        assert (target == NOWHERE) == (cell == NOWHERE)
+    height, width = pixels.shape[:2]
+    told = zip(sample.prompt.token_ids_T, sample.targets_LT[0], sample.cells_T, sample.xy_T2, strict=True)
+    for token, target, cell, (x, y) in told:
+        assert (target == NOWHERE) == (cell == NOWHERE) == (x == NOWHERE) == (y == NOWHERE)
         if target != NOWHERE:
             letters = processor.tokenizer.decode([int(token)]).strip()
             (row, column), (down, across) = divmod(target - first, columns), divmod(cell, CELLS_ACROSS)
@@ -123,6 +125,8 @@ def test_targets_are_the_visual_tokens_under_the_characters(processor):
                 if top <= g.y < top + 32 / CELLS_DOWN and left <= g.x < left + 32 / CELLS_ACROSS
             }
             assert letters[0] in there
+            assert top - 1 <= y / 1000 * height < top + 32 / CELLS_DOWN
+            assert left - 1 <= x / 1000 * width < left + 32 / CELLS_ACROSS
     assert (sample.targets_LT[0, sample.answer_start :] != NOWHERE).mean() > 0.8
     assert (sample.targets_LT[0] == sample.targets_LT[1]).all()
 
@@ -243,6 +247,11 @@ def test_behind_a_part_that_is_shown_twice_the_answer_goes_on(processor):
         assert (again[:, end] == targets[:, end]).all()
         assert (again[:, end + longer :] == targets[:, end:]).all()
         assert (again[:, end + 1 : end + longer] == NOWHERE).all()
+        for of_sample, of_slipped in ((sample.cells_T, slipped.cells_T), (sample.xy_T2, slipped.xy_T2)):
+            of_sample, of_slipped = of_sample[sample.answer_start :], of_slipped[sample.answer_start :]
+            assert (of_slipped[: end + 1] == of_sample[: end + 1]).all()
+            assert (of_slipped[end + 1 : end + longer] == NOWHERE).all()
+            assert (of_slipped[end + longer :] == of_sample[end:]).all()
         assert slipped.prompt.positions_3T.shape[1] == len(slipped.asked_T)
         assert (np.diff(slipped.prompt.positions_3T[:, sample.answer_start :]) == 1).all()
 
@@ -302,6 +311,32 @@ def test_the_cell_is_asked_of_the_row_before_the_token_that_is_read():
     cells = torch.tensor([NOWHERE, NOWHERE, 4, NOWHERE, 0, last])
     expected = [-torch.log_softmax(probes.cell(hidden[row]), 0)[cell] for row, cell in ((1, 4), (3, 0), (4, last))]
     assert torch.allclose(probes.cell_loss(hidden, cells), torch.stack(expected).mean(), atol=1e-6)
+
+
+def test_where_a_token_lies_is_asked_in_hundreds_and_tens_of_thousandths():
+    probes = Probes(from_pretrained(CHECKPOINT).config)
+    grids = [(1, 6, 10), (2, 4, 8)]  # of patches; visual tokens: 3 x 5 and 2 x 4
+    middles = [
+        (1000 * (column + 0.5) / columns, 1000 * (row + 0.5) / rows)
+        for rows, columns in ((3, 5), (2, 4))
+        for row in range(rows)
+        for column in range(columns)
+    ]
+    tokens = torch.eye(len(middles), probes.token_xy.in_features)
+    told = torch.zeros(probes.token_xy.out_features, probes.token_xy.in_features)
+    for token, (x, y) in enumerate(middles):
+        for number, digit in enumerate((x // 100, y // 100, x // 10 % 10, y // 10 % 10)):
+            told[10 * number + int(digit), token] = 20.0
+    for probe in (probes.token_xy, probes.pointed_xy):
+        probe.weight.data, probe.bias.data = told, torch.zeros_like(probe.bias)
+    assert probes.token_xy_loss(tokens, grids, 2) < 1e-6
+    assert probes.token_xy_loss(tokens.roll(1, 0), grids, 2) > 5
+
+    asked = torch.full((4, 2), NOWHERE)
+    asked[2] = torch.tensor([int(at) for at in middles[7]])
+    hidden = torch.stack([tokens[0], tokens[7], tokens[1], tokens[2]])  # asked for in the row before
+    assert probes.pointed_xy_loss(hidden, asked) < 1e-6
+    assert probes.pointed_xy_loss(hidden.roll(1, 0), asked) > 5
 
 
 def test_every_parameter_gets_a_gradient_and_some_steps_lower_the_loss(processor):
@@ -424,7 +459,7 @@ def test_a_new_probe_is_fitted_before_its_gradients_reach_a_trained_tower(tmp_pa
     batches = [Produced(0, False, batch, is_for_tower=True) for batch in made]
 
     def lost() -> float:
-        return tower_loss(trainer.network, trainer.probes, batches[0].batch).item()
+        return tower_losses(trainer.network, trainer.probes, batches[0].batch)["letters"].item()
 
     at_first = lost()
     trainer.fit_letters(islice(cycle(batches), 20))
