@@ -6,7 +6,8 @@ middle and run again. The events of the first are compared with the truth, the t
 row. What is in FOLDER already is used: the same command goes on after a stop, and a finished one only counts again.
 
 The truth is taken twice: exact, and as far as the sampled frames show it, which is all that any model can tell. With
---oracle the answers come from the truth instead of a model: what is lost then is not the model's fault.
+--oracle the answers come from the truth instead of a model, into FOLDER/oracle-whole and FOLDER/oracle-killed: what is
+lost then is not the model's fault.
 
 Exit status: 0 when at least 95 % of what the frames show is found with an IoU of 0.7 or more (R@1), at least 95 % with
 both ends within a frame pair, nothing twice, and both indexes are the same; otherwise 1.
@@ -59,14 +60,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     folder = Path(options.folder).absolute()
     began = time.monotonic()
     clips = sample_clips(folder / "videos", options.videos, options.shortest, options.longest)
-    jobs = {name: _job(options, folder, name) for name in ("whole", "killed")}
-    loader = _oracle(jobs["whole"], clips) if options.oracle else None
-    killed_at = index_with_a_kill(jobs["killed"], loader)
-    index_in_a_process(jobs["whole"], loader)
-    found = evaluate(folder / "whole", clips, fps=options.fps)
-    differing = differing_tables(folder / "whole", folder / "killed")
+    by = "oracle-" if options.oracle else ""
+    whole, killed = (_job(options, folder, f"{by}{name}") for name in ("whole", "killed"))
+    loader = _oracle(whole, clips) if options.oracle else None
+    killed_at = index_with_a_kill(killed, loader)
+    index_in_a_process(whole, loader)
+    found = evaluate(Path(whole.output), clips, fps=options.fps)
+    differing = differing_tables(Path(whole.output), Path(killed.output))
     print(report(found, len(clips), "the oracle" if options.oracle else options.model))
-    print(f"killed with {killed_at} and resumed: {same_text(folder / 'whole', differing)}")
+    print(f"killed with {killed_at} and resumed: {same_text(Path(whole.output), differing)}")
     print(f"{time.monotonic() - began:.0f} s")
     return 0 if is_met(found.sampled) and not differing else 1
 

@@ -14,7 +14,7 @@ import psutil
 import pytest
 import torch
 
-from jobs.demo_checkpoint import WORDS
+from jobs.demo_checkpoint import WAVES, WORDS, position_waves
 from jobs.evaluate import PageScore, box_iou, clip_question, clip_scores, html_score
 from jobs.sample_truth import Glyph
 from jobs.sample_videos import COLORS, answer_for, clip_window, is_clear, make_clip, pairs_of
@@ -337,6 +337,15 @@ def test_where_a_token_lies_is_asked_in_hundreds_and_tens_of_thousandths():
     hidden = torch.stack([tokens[0], tokens[7], tokens[1], tokens[2]])  # asked for in the row before
     assert probes.pointed_xy_loss(hidden, asked) < 1e-6
     assert probes.pointed_xy_loss(hidden.roll(1, 0), asked) > 5
+
+
+def test_the_position_table_says_rows_and_columns_of_a_new_checkpoint_apart():
+    waves = position_waves(6).reshape(6, 6, 4, len(WAVES))
+    for row, column in ((0, 0), (2, 5), (5, 1)):
+        for number, wave in enumerate(WAVES):
+            down, across = (2 * np.pi * wave * at / 5 for at in (row, column))
+            expected = torch.tensor([np.sin(down), np.cos(down), np.sin(across), np.cos(across)])
+            assert torch.allclose(waves[row, column, :, number].double(), expected, atol=1e-5)
 
 
 def test_every_parameter_gets_a_gradient_and_some_steps_lower_the_loss(processor):
