@@ -193,16 +193,17 @@ def aligned(answer: str, glyphs: Sequence[Glyph], *, is_html: bool) -> dict[int,
 
 
 def box_ends(answer: str, found: Mapping[int, Glyph]) -> dict[int, Glyph]:
-    """Which printed character says what each digit of the boxes in HTML is: the leftmost of the block for its left, and
-    so on. `found`: of the characters of the answer by their index."""
+    """Which printed character says what each digit of the boxes in HTML is: the first of the block for its left and its
+    top, the rightmost for its right, the last for its bottom. These can be found; which letter of a line reaches a
+    pixel higher than the others can not. `found`: of the characters of the answer by their index."""
     ends: dict[int, Glyph] = {}
     boxes = list(_BOX.finditer(answer))
     for box, following in zip(boxes, [*(later.start() for later in boxes[1:]), len(answer)], strict=False):
         inside = [glyph for index, glyph in found.items() if box.end() <= index < following]
         if not inside:
             continue
-        by_x, by_y = (sorted(inside, key=attrgetter(name)) for name in "xy")
-        for number, glyph in enumerate((by_x[0], by_y[0], by_x[-1], by_y[-1]), start=1):
+        rightmost = max(inside, key=attrgetter("x"))
+        for number, glyph in enumerate((inside[0], inside[0], rightmost, inside[-1]), start=1):
             ends |= dict.fromkeys(range(*box.span(number)), glyph)
     return ends
 

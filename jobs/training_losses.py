@@ -11,7 +11,6 @@ Letters: B samples, T tokens of one, N = B x T, L looks, H query heads, K key he
 Q cells, A names, R rows in which something is looked for.
 """
 
-from contextlib import ExitStack
 from dataclasses import replace
 
 import torch
@@ -121,11 +120,9 @@ def losses_of(
         visual = replace(visual, deepstack_LMO=torch.zeros_like(visual.deepstack_LMO))
     pointing = PointingCausal(device_tensor(batch.targets_LBT, device))
     token_ids_N, asked_N = (device_tensor(ids_BT, device).flatten() for ids_BT in (batch.token_ids_BT, batch.asked_BT))
-    pointed: list[Tensor] = []  # the hidden states behind each layer that points
-    with ExitStack() as hooks:
-        for layer in POINTING_LAYERS:
-            behind = network.model.language_model.layers[layer].register_forward_hook
-            hooks.enter_context(behind(lambda _, args, hidden_NE: pointed.append(hidden_NE)))
+    pointed: list[Tensor] = []  # the hidden states behind the layers that point
+    last_pointing = network.model.language_model.layers[POINTING_LAYERS[-1]]
+    with last_pointing.register_forward_hook(lambda _, args, hidden_NE: pointed.append(hidden_NE)):
         hidden_NE = network(token_ids_N, device_tensor(batch.positions_3N, device), pointing, visual)
     predicted = (asked_N != NOWHERE).nonzero().squeeze(1)
     logits = network.logits(hidden_NE[predicted - 1]).float()
@@ -133,7 +130,7 @@ def losses_of(
     losses = {"answer": F.cross_entropy(logits, targets)}
     if pointing.losses:
         losses["pointing"] = torch.stack(pointing.losses).mean()
-        losses["cell"] = probes.cell_loss(pointed[-1], device_tensor(batch.cells_BT, device).flatten())
+        losses["cell"] = probes.cell_loss(pointed[0], device_tensor(batch.cells_BT, device).flatten())
         losses["pointed xy"] = probes.pointed_xy_loss(pointed[0], device_tensor(batch.xy_BT2, device).flatten(0, 1))
     losses |= _tower_losses(network, probes, batch, visual.embeddings_MO)
     return losses, (logits.argmax(-1) == targets).float().mean().item()
