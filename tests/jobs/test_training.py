@@ -87,7 +87,7 @@ def test_html_is_aligned_but_for_its_tags():
         assert not any(inside < index < page.html().find(">", inside) for index in found)
 
 
-def test_the_ends_of_boxes_are_looked_for_at_characters_beside_them():
+def test_the_ends_of_boxes_are_looked_for_at_the_outermost_characters_of_their_block():
     rng = np.random.default_rng(2)
     offs = []
     for page, pixels, glyphs in render_with_glyphs(rng, replace(READABLE[-1], skewed=0.0), 5, held_out=False):
