@@ -5,7 +5,9 @@ with the real job, in windows that overlap: into FOLDER/whole, and into FOLDER/k
 middle and run again. The events of the first are compared with the truth, the tables of both with each other, row for
 row. What is in FOLDER already is used: the same command goes on after a stop, and a finished one only counts again.
 
-The truth is taken twice: exact, and as far as the sampled frames show it, which is all that any model can tell. With
+The truth is taken twice: exact, and as far as the sampled frames show it, which is all that any model can tell. Each
+true event is also searched for in the index of its video, by its own words, as a user would: how often the first hit is
+the moment is what grounding benchmarks (Charades-STA, QVHighlights) call R@1. With
 --oracle the answers come from the truth instead of a model, into FOLDER/oracle-whole and FOLDER/oracle-killed: what is
 lost then is not the model's fault.
 
@@ -23,12 +25,14 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from jobs.cluster import connected
-from jobs.event_scores import MICROSECONDS, EventScores, as_sampled, score_events, told_event
+from jobs.event_index import EventIndex, Query, read_index, search
+from jobs.event_scores import MICROSECONDS, EventScores, as_sampled, is_moment, score_events, told_event
 from jobs.oracle import OracleLoader
-from jobs.sample_videos import SampleClip, frame_times, make_clip, pairs_of, write_video
+from jobs.sample_videos import SampleClip, SampleEvent, frame_times, make_clip, pairs_of, write_video
 from pipeline.books import Books
 from pipeline.flow import cluster, prepare, run
 from pipeline.job import IndexJob
@@ -53,6 +57,7 @@ class Evaluation:
     hours: float
     windows: int
     crossing: int  # true events that go on beyond the border of a window
+    searched: int  # true events, as far as the frames show them, that a search for their words finds first
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -168,22 +173,33 @@ def _start(job: IndexJob, loader: OracleLoader | None) -> multiprocessing.proces
 
 def evaluate(output: Path, clips: Mapping[str, SampleClip], *, fps: float) -> Evaluation:
     """The index in `output` against the clips by the names of their files."""
-    tables = {name: pq.read_table(output / name).to_pylist() for name in ("videos", "windows", "events")}
-    exact, sampled, crossing = EventScores(), EventScores(), 0
-    for video in tables["videos"]:
+    index, windows = read_index(Store(), str(output)), pq.read_table(output / "windows").to_pylist()
+    exact, sampled, crossing, searched = EventScores(), EventScores(), 0, 0
+    for video in index.videos.to_pylist():
         clip = clips[video["filename"]]
+        of_video = replace(index, events=index.events.filter(pc.field("video_id") == video["video_id"]))
         told = [
             told_event(event["start_us"], event["end_us"], event["description"])
-            for event in tables["events"]
-            if event["video_id"] == video["video_id"]
+            for event in of_video.events.to_pylist()
         ]
-        times = frame_times(0.0, clip.seconds, fps)
+        shown = as_sampled(clip.events, pairs_of(frame_times(0.0, clip.seconds, fps)), clip.seconds)
         exact += score_events(told, clip.events, pair_seconds=2 / fps)
-        sampled += score_events(told, as_sampled(clip.events, pairs_of(times), clip.seconds), pair_seconds=2 / fps)
-        ends = [row["end_us"] / MICROSECONDS for row in tables["windows"] if row["video_id"] == video["video_id"]]
+        sampled += score_events(told, shown, pair_seconds=2 / fps)
+        ends = [row["end_us"] / MICROSECONDS for row in windows if row["video_id"] == video["video_id"]]
         crossing += sum(any(event.start_seconds < end < event.end_seconds for end in ends) for event in clip.events)
+        searched += found_first(of_video, shown)
     hours = sum(clip.seconds for clip in clips.values()) / 3600
-    return Evaluation(exact, sampled, hours, len(tables["windows"]), crossing)
+    return Evaluation(exact, sampled, hours, len(windows), crossing, searched)
+
+
+def found_first(index: EventIndex, truth: Sequence[SampleEvent]) -> int:
+    """How many true events are the moment that a search for their words finds first. Where the same was seen several
+    times, each of these moments will do."""
+    hits = {words: search(index, Query(words, limit=1)) for words in {event.description for event in truth}}
+    told = {
+        words: told_event(hit.start_us, hit.end_us, words) for words, found in hits.items() for hit in found
+    }  # in the words that were asked for: a misread letter counts as long as the search finds it
+    return sum(is_moment(told[event.description], truth) for event in truth if event.description in told)
 
 
 def differing_tables(first: Path, second: Path) -> list[str]:
@@ -229,6 +245,8 @@ def report(found: Evaluation, videos: int, answered_by: str) -> str:
             f"{scores.doubled:9,}{scores.invented:10,}"
         )
     lines.append(f"of those invented {found.sampled.misworded:,} are true events in other words")
+    share = found.searched / max(found.sampled.true, 1)
+    lines.append(f"searched for by its words, an event is the first hit, with an IoU of 0.7 or more: {share:.1%}")
     return "\n".join(lines)
 
 

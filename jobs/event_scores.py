@@ -59,6 +59,11 @@ def score_events(
     )
 
 
+def is_moment(said: SampleEvent, truth: Iterable[SampleEvent], *, least_iou: float = 0.7) -> bool:
+    """Whether it is when one of the true events of the same words happened."""
+    return any(_agree(said, true) and _iou(said, true) >= least_iou for true in truth)
+
+
 def told_events(events: Iterable[Event]) -> list[SampleEvent]:
     """Events of an index, in seconds."""
     return [told_event(event.start_us, event.end_us, event.description) for event in events]

@@ -146,8 +146,9 @@ class _ClipMaker:
     def clip(self, seconds: float) -> SampleClip:
         is_empty = self._draw.random() < 0.05
         scenes, start = [], 0.0
+        shares = (35, 50, 15) if self._held_out else (50, 40, 10)  # letters take the longest to learn
         while start < seconds:
-            kind = "empty" if is_empty else self._draw.choices(("card", "shapes", "empty"), (35, 50, 15))[0]
+            kind = "empty" if is_empty else self._draw.choices(("card", "shapes", "empty"), shares)[0]
             end = round(start + self._scene_seconds(kind), 3)
             if seconds - end < SHORTEST_SECONDS:
                 end = seconds

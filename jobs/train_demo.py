@@ -36,7 +36,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from jobs.demo_checkpoint import write_new_checkpoint
 from jobs.muon import Muon
 from jobs.samples import DENSE_LADDER, READABLE, Difficulty
-from jobs.training_batches import TrainingBatch, clip_batches, page_batches
+from jobs.training_batches import TrainingBatch, clip_batches, page_batches, sight_batch
 from jobs.training_losses import Probes, losses_of, tower_losses
 from model.processor import Processor
 from model.qwen3_vl import Qwen3VL
@@ -51,8 +51,9 @@ PASS_MARKS = (0.4, 0.5, 0.6)  # accuracy on a rung that lets the next one in; th
 HTML_SHARE = 0.4  # of the batches of pages that are trained on: they ask for `qwenvl html`
 CLIPS_FROM_RUNG, CLIP_SHARE = 0, 0.35
 FOCUS_SHARE = 0.3  # of the pages: of the rung in focus; the others come from all rungs so far, most from the newest
-WEIGHTS = {"answer": 1.0, "pointing": 0.3, "cell": 0.3, "letters": 0.15, "xy": 0.3, "pointed xy": 0.5}
-TOWER_SHARE = 0.15  # of the batches: they teach the tower alone, on dense pages, when its own time is over
+WEIGHTS = {"answer": 1.0, "pointing": 0.3, "cell": 0.3, "letters": 0.15, "xy": 0.1, "pointed xy": 0.3}
+TOWER_SHARE = 0.2  # of the batches: they teach the tower alone when its own time is over
+SIGHT_SHARE = 0.5  # of these: frames of clips; the others are dense pages
 PLAIN_SHARE = 0.25  # of the dense pages
 # Of the pages: their type is at most so many points larger than the rung's smallest, where most letters are misread.
 SMALL_TYPE_SHARE, SMALL_TYPE_RANGE = 0.5, 3.0
@@ -106,6 +107,8 @@ def _next_batches(
         made = clip_batches(processor, rng, held_out=held_out, token_budget=budget)
         return [Produced(CLIPS, held_out, batch) for batch in made]
     if newest == ONLY_TOWER or (not held_out and rng.random() < TOWER_SHARE):
+        if rng.random() < SIGHT_SHARE:
+            return [Produced(newest, False, sight_batch(processor, rng, token_budget=budget), is_for_tower=True)]
         dense = _sometimes_small(DENSE_LADDER[0 if rng.random() < PLAIN_SHARE else 1], rng)
         made = page_batches(processor, rng, dense, held_out=False, token_budget=2 * budget)
         return [Produced(newest, False, batch, is_for_tower=True) for batch in made]

@@ -1,16 +1,19 @@
 """Training material in rectangular batches: pages or clips of one shape with their answers, and where to look for each
 token of an answer.
 
+The decoder looks twice for each token it writes. A layer knows of the tokens before only what the layers below knew, so
+where the last letter stood has to be found again by what was written: there goes the first look. The second goes on
+from there: one letter to the right, or to the next line. Of a clip's times and sights `training_clips` says it.
+
 Letters: B samples of a batch, T tokens of one (the shorter ones are filled up), N = B x T, P patches, C values of a
-patch, M visual tokens of all samples, Q cells of a visual token, A things the probes can name, L looks: two layers may
-look at two places for one token, as `training_clips` has it.
+patch, M visual tokens of all samples, Q cells of a visual token, A things the probes can name, L looks.
 """
 
 import html
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from operator import attrgetter
+from operator import attrgetter, itemgetter
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,8 +42,8 @@ POOL = 4  # batches made at once, so that answers of like length come together
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where a character of an answer is read: in the tokens of a prompt, one for each look, and in which cell of the
-    first of them."""
+    """Where a character of an answer is read: the tokens of the prompt to look at, one for each look; in which cell of
+    the visual token it stands in."""
 
     tokens_L: tuple[int, ...]
     cell: int
@@ -55,7 +58,7 @@ class Sample:
     answer_start: int
     asked_T: NDArray[np.int64]  # the tokens that are to be written, or NOWHERE
     targets_LT: NDArray[np.int64]  # the tokens of the prompt in which token t of the answer is to be read, or NOWHERE
-    cells_T: NDArray[np.int64]  # in which cell of the first of them, or NOWHERE
+    cells_T: NDArray[np.int64]  # in which cell of its visual token it is read, or NOWHERE
     xy_T2: NDArray[np.int64]  # where on the page, in thousandths from the top left, or NOWHERE
     glyphs_MQA: NDArray[np.bool_]  # what is in each cell of each visual token
 
@@ -116,6 +119,20 @@ def clip_batches(
     yield from _cut(samples if held_out else _with_slips(samples, rng), token_budget)
 
 
+def sight_batch(processor: Processor, rng: np.random.Generator, *, token_budget: int) -> TrainingBatch:
+    """For the tower alone: frame pairs from all over long clips, so that nearly each shows something else."""
+    width, height = CLIP_SIZES[int(rng.integers(len(CLIP_SIZES)))]
+    pairs, apart = 16, 5.0
+    samples: list[Sample] = []
+    for _ in range(max(1, token_budget // (pairs * (width * height // processor.pixel_multiple**2)))):
+        clip = make_clip(rng, seconds=pairs * apart, size=(width, height), held_out=False)
+        first_P = apart * (np.arange(pairs) + rng.uniform(0, 0.9, pairs))
+        times = np.stack([first_P, first_P + 1 / CLIP_FPS], axis=1).flatten().tolist()
+        frames_THWC = disturb(rng, np.stack([clip.frame(time) for time in times]))
+        samples.append(clip_sample(processor, clip, Frames(frames_THWC, tuple(times)), times, 0.0))
+    return _joined(samples)
+
+
 def page_sample(
     processor: Processor, page: SamplePage, pixels_HWC: NDArray[np.uint8], glyphs: list[Glyph], instruction: str
 ) -> Sample:
@@ -126,11 +143,16 @@ def page_sample(
     first = int(np.flatnonzero(prompt.token_ids_T == processor.config.image_token_id)[0])
     places = {}
     found = aligned(answer, glyphs, is_html=instruction == HTML)
-    for index, glyph in (found | box_ends(answer, found)).items():
+    last: int | None = None  # the token with the character that was read last
+    for index, glyph in sorted((found | box_ends(answer, found)).items(), key=itemgetter(0)):
         if 0 <= glyph.x < width and 0 <= glyph.y < height:
-            token, cell = _located(glyph.x, glyph.y, width // multiple, multiple)
-            xy = int(1000 * glyph.x / width), int(1000 * glyph.y / height)
-            places[index] = Place((first + token,) * LOOKS, cell, xy)
+            number, cell, xy = _located(glyph.x, glyph.y, width, height, multiple)
+            token = first + number
+            if index in found:
+                both, last = (last or token, token), token
+            else:  # a digit of a box
+                both = token, token
+            places[index] = Place(both, cell, xy)
     return _with_answer(processor, prompt, answer, places, glyphs_of_cells(glyphs, width, height, multiple))
 
 
@@ -145,21 +167,26 @@ def clip_sample(
     visual = np.flatnonzero(prompt.token_ids_T == processor.config.video_token_id).reshape(len(pairs), -1)
     digits = _time_tokens(processor, prompt.token_ids_T, visual[:, 0])
     places = {}
+    last: int | None = None  # the token with the letter of a card that was read last
     for index, look in looks(clip, pairs, answer).items():
         x, y = (float(np.clip(at, 0, side - 1)) for at, side in ((look.x, width), (look.y, height)))
-        number, cell = _located(x, y, width // multiple, multiple)
+        number, cell, xy = _located(x, y, width, height, multiple)
         token = int(visual[look.pair, number])
-        second = token if look.time_pair is None else digits[look.time_pair][look.digit]
-        places[index] = Place((token, second), cell, (int(1000 * x / width), int(1000 * y / height)))
+        if look.time_pair is None:
+            both, last = (last or token, token), token
+        else:
+            both, last = (token, digits[look.time_pair][look.digit]), None
+        places[index] = Place(both, cell, xy)
     cells = [glyphs_of_cells(seen, width, height, multiple) for seen in sights(clip, pairs)]
     return _with_answer(processor, prompt, answer, places, np.concatenate(cells))
 
 
-def _located(x: float, y: float, columns: int, multiple: int) -> tuple[int, int]:
-    """In which visual token of an image of so many columns a point (in pixels) lies, and in which of its cells."""
+def _located(x: float, y: float, width: int, height: int, multiple: int) -> tuple[int, int, tuple[int, int]]:
+    """In which visual token of an image a point in pixels lies, in which of its cells, and where in thousandths."""
     row, down = divmod(int(y * CELLS_DOWN / multiple), CELLS_DOWN)
     column, across = divmod(int(x * CELLS_ACROSS / multiple), CELLS_ACROSS)
-    return row * columns + column, down * CELLS_ACROSS + across
+    xy = int(1000 * x / width), int(1000 * y / height)
+    return row * (width // multiple) + column, down * CELLS_ACROSS + across, xy
 
 
 def _time_tokens(processor: Processor, token_ids_T: NDArray[np.int32], firsts: NDArray[np.intp]) -> list[list[int]]:
@@ -211,12 +238,12 @@ def box_ends(answer: str, found: Mapping[int, Glyph]) -> dict[int, Glyph]:
 def glyphs_of_cells(glyphs: Sequence[Glyph], width: int, height: int, multiple: int) -> NDArray[np.bool_]:
     """bool [visual tokens, cells, names]: the characters, or things with a name, whose middle lies in each cell."""
     number_of = {name: number for number, name in enumerate(NAMES)}
-    columns = width // multiple
-    seen = np.zeros((height // multiple * columns, CELLS_DOWN * CELLS_ACROSS, len(NAMES)), dtype=bool)
+    seen = np.zeros((height // multiple * (width // multiple), CELLS_DOWN * CELLS_ACROSS, len(NAMES)), dtype=bool)
     for glyph in glyphs:
         number = number_of.get(glyph.character)
         if 0 <= glyph.x < width and 0 <= glyph.y < height and number is not None:
-            seen[(*_located(glyph.x, glyph.y, columns, multiple), number)] = True
+            token, cell, _ = _located(glyph.x, glyph.y, width, height, multiple)
+            seen[token, cell, number] = True
     return seen
 
 

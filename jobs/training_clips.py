@@ -1,6 +1,7 @@
 """Where to look in a window of a clip while its answer is written, and what is to be seen there.
 
-Each time is found in two steps: first the sight that begins or ends, then the time written before it.
+Each time is found in two steps: first the sight, then the time written before it. That something begins is to be seen
+where it does; that it ends, only a pair later: a causal decoder's tokens know what came before them, never what comes.
 """
 
 import json
@@ -19,7 +20,7 @@ SIGHTS = (*COLORS, *SHAPES, STILL, *DIRECTIONS)  # what a shape can be called
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """Where one character of the answer is read from: a point of a frame pair, then a digit of a pair's time text."""
+    """Where one character of the answer is read: at a point of a frame pair, and if of a time, in a pair's text."""
 
     pair: int
     x: float
@@ -41,7 +42,8 @@ def looks(clip: SampleClip, pair_seconds: Sequence[Pair], answer: str) -> dict[i
             if key == "description":
                 found |= _looks_of_description(clip, event, Look(pair, x, y), written[1:-1], cursor + 1)
             else:
-                found |= {cursor + digit: Look(pair, x, y, pair, digit) for digit in range(len(written))}
+                seen = min(pair + 1, len(pair_seconds) - 1) if key == "end" else pair
+                found |= {cursor + digit: Look(seen, x, y, pair, digit) for digit in range(len(written))}
     return found
 
 
@@ -49,8 +51,8 @@ def _looks_of_description(
     clip: SampleClip, event: SampleEvent, middle: Look, written: str, start: int
 ) -> dict[int, Look]:
     """`written`: the description as the answer has it, from its character `start` on; of a card letter by letter."""
-    found = {start + index: middle for index in range(len(written))}
-    cursor = written.find('\\"') + 2
+    cursor = len(written) if _shape_of(clip, event) else written.index('\\"') + 2
+    found = {start + index: middle for index in range(cursor)}
     for glyph in () if _shape_of(clip, event) else clip.scene(event.start_seconds).glyphs:
         cursor = written.index(glyph.character, cursor)
         found[start + cursor] = Look(middle.pair, glyph.x, glyph.y)

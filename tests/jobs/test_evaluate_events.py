@@ -1,11 +1,14 @@
 """What evaluate_events says of an index: perfect answers are found whole, and what is wrong is counted."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
 
-from jobs.evaluate_events import differing_tables, evaluate, is_met, report, sample_clips
+from jobs.evaluate_events import differing_tables, evaluate, found_first, is_met, report, sample_clips
+from jobs.event_index import read_index
+from jobs.event_scores import told_event
 from jobs.oracle import Oracle, OracleLoader
 from jobs.sample_videos import SampleClip
 from model.request import Completion, Prompt
@@ -45,6 +48,7 @@ def test_perfect_answers_are_found_dated_and_told_once(indexed: tuple[Path, dict
     found = evaluate(*indexed, fps=2.0)
     assert found.sampled.true == found.sampled.told == found.sampled.recalled == found.sampled.dated > 10
     assert (found.sampled.doubled, found.sampled.invented) == (0, 0)
+    assert found.searched == found.sampled.true
     assert found.crossing > 0
     assert is_met(found.sampled)
     assert "100.0%     100.0%        0         0" in report(found, 3, "the oracle")
@@ -58,12 +62,28 @@ def test_an_event_told_twice_or_missed_is_counted(indexed: tuple[Path, dict[str,
         if name == "events":
             rows = rows.take([1, 1, *range(2, len(rows))])
         (tmp_path / name / "part.parquet").write_bytes(to_parquet(rows))
+    (tmp_path / "_SUCCESS").touch()
     found = evaluate(tmp_path, clips, fps=2.0)
     assert found.sampled.doubled == 1
-    assert found.sampled.recalled == found.sampled.true - 1
+    assert found.sampled.recalled == found.sampled.true - 1 >= found.searched
     assert not is_met(found.sampled)
     assert differing_tables(output, output) == []
     assert [text.split(" (")[0] for text in differing_tables(output, tmp_path)] == ["events"]
+
+
+def test_a_search_finds_an_event_by_the_words_that_were_read_right(
+    indexed: tuple[Path, dict[str, SampleClip]],
+) -> None:
+    output, _ = indexed
+    index = read_index(Store(), str(output))
+    first = index.events.slice(0, 1).to_pylist()[0]
+    one = replace(index, events=index.events.slice(0, 1))
+    truth = told_event(first["start_us"], first["end_us"], f"misread {first['description']}")
+    late = told_event(first["end_us"], first["end_us"] + 5_000_000, truth.description)
+    assert found_first(one, [truth]) == 1
+    assert found_first(one, [late]) == 0
+    assert found_first(one, [late, truth]) == 2  # seen twice: either moment will do
+    assert found_first(one, [replace(truth, description="unheard-of")]) == 0
 
 
 def test_videos_are_the_same_each_time_and_as_long_as_asked_for(tmp_path: Path) -> None:
