@@ -70,10 +70,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     loader = _oracle(whole, clips) if options.oracle else None
     killed_at = index_with_a_kill(killed, loader)
     index_in_a_process(whole, loader)
-    found = evaluate(Path(whole.output), clips, fps=options.fps)
-    differing = differing_tables(Path(whole.output), Path(killed.output))
+    output = Path(whole.output)
+    found = evaluate(output, clips, fps=options.fps)
+    differing = differing_tables(output, Path(killed.output))
     print(report(found, len(clips), "the oracle" if options.oracle else options.model))
-    print(f"killed with {killed_at} and resumed: {same_text(Path(whole.output), differing)}")
+    print(f"killed with {killed_at} and resumed: {same_text(output, differing)}")
     print(f"{time.monotonic() - began:.0f} s")
     return 0 if is_met(found.sampled) and not differing else 1
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipeline.records import DocumentStatus, Failure, PageStatus
+from pipeline.records import PageStatus
 from pipeline.tables import (
     DocumentRow,
     PdfInfo,
@@ -13,7 +13,7 @@ from pipeline.tables import (
     blocks_table,
     document_markdown,
     documents_table,
-    failure_of,
+    outcome_of,
     pages_table,
 )
 
@@ -42,7 +42,7 @@ def document_rows(assets: pa.Table, pages: pa.Table) -> Iterable[DocumentRow]:
 
 def _document_row(asset: dict[str, Any], pages: Sequence[dict[str, Any]]) -> DocumentRow:
     count = {status: sum(page["status"] == status for page in pages) for status in PageStatus}
-    status, failure = _outcome(asset, pages, count)
+    status, failure = outcome_of(asset, pages)
     markdown, spans = document_markdown([(page["page_no"], page["markdown"]) for page in pages])
     return DocumentRow(
         doc_id=asset["asset_id"],
@@ -70,16 +70,3 @@ def _document_row(asset: dict[str, Any], pages: Sequence[dict[str, Any]]) -> Doc
         tokens_out=sum(page["tokens_out"] for page in pages),
         user=tuple(asset["user"]),
     )
-
-
-def _outcome(
-    asset: dict[str, Any], pages: Sequence[dict[str, Any]], count: dict[PageStatus, int]
-) -> tuple[DocumentStatus, Failure | None]:
-    """A document's status, and the first thing that went wrong in it: failed pages before those cut off."""
-    if asset["error_code"]:
-        return DocumentStatus.FAILED, failure_of(asset)
-    troubled = [page for status in ("failed", "truncated") for page in pages if page["status"] == status]
-    if not troubled:
-        return DocumentStatus.OK, None
-    all_failed = count[PageStatus.FAILED] == len(pages) - count[PageStatus.SKIPPED]
-    return DocumentStatus.FAILED if all_failed else DocumentStatus.PARTIAL, failure_of(troubled[0])

@@ -20,7 +20,7 @@ from pipeline.records import (
     WindowSpan,
     WindowStatus,
 )
-from pipeline.tables import Source, failure_of
+from pipeline.tables import Source, outcome_of
 from pipeline.video_tables import VIDEO_FACTS, VideoRow, videos_table, windows_table
 from pipeline.video_windows import PlannedWindow, plan_windows
 
@@ -75,7 +75,10 @@ def _video_row(
     asset: dict[str, Any], facts: dict[str, Any], windows: Sequence[dict[str, Any]], events: int
 ) -> VideoRow:
     count = {status: sum(row["status"] == status for row in windows) for status in WindowStatus}
-    status, failure = _outcome(asset, windows)
+    status, failure = outcome_of(asset, windows)
+    if failure is None and any(_is_truncated(row) for row in windows):
+        failure = Failure(Stage.RENDER, ErrorCode.TRUNCATED_FILE, "the file ends before its header says")
+        status = DocumentStatus.PARTIAL
     time_base = facts.get("time_base", (0, 1))
     facts = facts | {"time_base_num": time_base[0], "time_base_den": time_base[1]}
     return VideoRow(
@@ -95,20 +98,6 @@ def _video_row(
         tokens_out=sum(row["tokens_out"] for row in windows),
         user=tuple(asset["user"]),
     )
-
-
-def _outcome(asset: dict[str, Any], windows: Sequence[dict[str, Any]]) -> tuple[DocumentStatus, Failure | None]:
-    """A video's status, and the first thing that went wrong in it: failed windows before those cut off."""
-    if asset["error_code"]:
-        return DocumentStatus.FAILED, failure_of(asset)
-    troubled = [row for status in ("failed", "truncated") for row in windows if row["status"] == status]
-    if troubled:
-        all_failed = all(row["status"] == "failed" for row in windows)
-        return DocumentStatus.FAILED if all_failed else DocumentStatus.PARTIAL, failure_of(troubled[0])
-    if any(_is_truncated(row) for row in windows):
-        message = "the file ends before its header says"
-        return DocumentStatus.PARTIAL, Failure(Stage.RENDER, ErrorCode.TRUNCATED_FILE, message)
-    return DocumentStatus.OK, None
 
 
 def _is_truncated(row: dict[str, Any]) -> bool:

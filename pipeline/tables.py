@@ -365,3 +365,15 @@ def failure_columns(failure: Failure | None) -> dict[str, Any]:
 def failure_of(row: dict[str, Any]) -> Failure:
     """What `failure_columns` wrote, of a row that has a failure."""
     return Failure(Stage(row["error_stage"]), ErrorCode(row["error_code"]), row["error_message"], row["attempts"])
+
+
+def outcome_of(asset: dict[str, Any], rows: Sequence[dict[str, Any]]) -> tuple[DocumentStatus, Failure | None]:
+    """The status of a document or a video, and the first thing that went wrong in it: failed pages or windows before
+    those cut off. It has failed where none is left but skipped ones."""
+    if asset["error_code"]:
+        return DocumentStatus.FAILED, failure_of(asset)
+    troubled = [row for status in ("failed", "truncated") for row in rows if row["status"] == status]
+    if not troubled:
+        return DocumentStatus.OK, None
+    all_failed = all(row["status"] in ("failed", "skipped") for row in rows)
+    return DocumentStatus.FAILED if all_failed else DocumentStatus.PARTIAL, failure_of(troubled[0])
