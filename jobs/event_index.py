@@ -12,7 +12,8 @@ from pipeline.event_tables import CHAPTERS, EVENTS
 from pipeline.store import Store, join
 
 VIDEO_COLUMNS = ("video_id", "source_uri", "filename", "duration_us")
-PREFIX_LETTERS = 4  # a word of a query as long as this also finds longer words that begin with it
+LOOSE_LETTERS = 4  # a word of a query as long as this also finds longer words that begin with it, and misread ones
+MISREAD_WEIGHT = 0.5  # of a word that differs by one letter: added, left out, or another
 _WORDS = r"regexp_extract_all(strip_accents(lower({text})), '[\p{{L}}\p{{N}}]+')"
 
 # BM25 (Robertson and Zaragoza, 2009) with k1 = 1.2, b = 0.75 and Lucene's idf, which is never negative. A document is
@@ -23,10 +24,14 @@ with documents as (
 ),
 asked as (select distinct unnest({_WORDS.format(text="$words")}) as term),
 postings as (select event_id, unnest(words) as word from documents),
+matches as (
+    select term, word, case when starts_with(word, term) then 1.0 else {MISREAD_WEIGHT} end as weight
+    from (select distinct word from postings) join asked
+    on word = term
+    or (length(term) >= {LOOSE_LETTERS} and (starts_with(word, term) or levenshtein(word, term) = 1))
+),
 counts as (
-    select event_id, term, count(*) as tf from postings
-    join asked on word = term or (length(term) >= {PREFIX_LETTERS} and starts_with(word, term))
-    group by event_id, term
+    select event_id, term, sum(weight)::double as tf from postings join matches using (word) group by event_id, term
 ),
 size as (select count(*) as documents, avg(len(words)) as mean_words from documents),
 rarity as (
