@@ -7,9 +7,8 @@ row. What is in FOLDER already is used: the same command goes on after a stop, a
 
 The truth is taken twice: exact, and as far as the sampled frames show it, which is all that any model can tell. Each
 true event is also searched for in the index of its video, by its own words, as a user would: how often the first hit is
-the moment is what grounding benchmarks (Charades-STA, QVHighlights) call R@1. With
---oracle the answers come from the truth instead of a model, into FOLDER/oracle-whole and FOLDER/oracle-killed: what is
-lost then is not the model's fault.
+the moment is what grounding benchmarks (Charades-STA, QVHighlights) call R@1. With --oracle the answers come from the
+truth instead of a model, into FOLDER/oracle-whole and FOLDER/oracle-killed: what is lost then is not the model's fault.
 
 Exit status: 0 when at least 95 % of what the frames show is found with an IoU of 0.7 or more (R@1), at least 95 % with
 both ends within a frame pair, nothing twice, and both indexes are the same; otherwise 1.
@@ -196,11 +195,13 @@ def evaluate(output: Path, clips: Mapping[str, SampleClip], *, fps: float) -> Ev
 def found_first(index: EventIndex, truth: Sequence[SampleEvent]) -> int:
     """How many true events are the moment that a search for their words finds first. Where the same was seen several
     times, each of these moments will do."""
-    hits = {words: search(index, Query(words, limit=1)) for words in {event.description for event in truth}}
-    told = {
-        words: told_event(hit.start_us, hit.end_us, words) for words, found in hits.items() for hit in found
-    }  # in the words that were asked for: a misread letter counts as long as the search finds it
-    return sum(is_moment(told[event.description], truth) for event in truth if event.description in told)
+    first = {words: search(index, Query(words, limit=1)) for words in {event.description for event in truth}}
+    return sum(
+        # As if told in the words that were asked for: a misread letter does no harm as long as the search finds it.
+        is_moment(told_event(hit.start_us, hit.end_us, event.description), truth)
+        for event in truth
+        for hit in first[event.description]
+    )
 
 
 def differing_tables(first: Path, second: Path) -> list[str]:
