@@ -175,6 +175,24 @@ def test_the_heads_of_both_towers_go_through_flash_attention_as_through_torch(mo
     torch.testing.assert_close(*outputs)
 
 
+@pytest.mark.parametrize(("key_heads", "causal"), [(6, False), (2, True)])
+def test_under_autocast_on_a_cpu_attention_and_its_gradients_are_those_of_torch_in_fp64(key_heads, causal):
+    generator = torch.Generator().manual_seed(0)
+    parts = [torch.randn(26, heads, 16, generator=generator) for heads in (6, key_heads, key_heads)]
+    wanted = torch.randn(26, 6, 16, generator=generator)  # the loss is its product with what comes out
+
+    def attended(dtype: torch.dtype) -> tuple[torch.Tensor, ...]:
+        leaves = [part.to(dtype).requires_grad_() for part in parts]
+        found = packed_attention(*leaves, (5, 5, 12, 4), causal=causal, implementation="sdpa")
+        return found, *torch.autograd.grad((found * wanted).sum(), leaves)
+
+    with torch.autocast("cpu", torch.bfloat16):
+        ours = attended(torch.float32)
+    assert ours[0].dtype == torch.bfloat16
+    for found, expected in zip(ours, attended(torch.float64), strict=True):
+        torch.testing.assert_close(found.double(), expected, atol=0.05, rtol=0.05)
+
+
 def test_flash_attention_is_for_gpus_with_the_package_or_without():
     assert checked_implementation("flash_attention_2", torch.device("cuda"), torch.bfloat16) == "flash_attention_2"
     with pytest.raises(ValueError, match="'flash_attention_2' is for GPUs, not cpu: choose 'auto'"):
