@@ -34,8 +34,8 @@ CLIP_SIZES = ((160, 96), (160, 96), (128, 96), (192, 96))  # drawn from: what co
 CLIP_SECONDS = (6, 12, 16, 16)
 CLIP_FPS = 2.0
 # Who was always shown the truth loses the place at its first slip (exposure bias; Bengio et al., arXiv 1506.03099).
-MISREAD_SHARE = 0.03  # of what is read
-REPEATING_SHARE, LONGEST_REPEATED = 0.15, 80  # of the samples; tokens
+MISREAD_SHARES = (0.02, 0.04, 0.12)  # of what is read, one of them for each sample: misread letters come together
+JUMPING_SHARE, LONGEST_JUMP = 0.25, 80  # of the samples; tokens
 _BOX = re.compile(r'data-bbox="(\d+) (\d+) (\d+) (\d+)"')
 POOL = 4  # batches made at once, so that answers of like length come together
 
@@ -280,43 +280,45 @@ def _with_answer(
 
 
 def _with_slips(samples: Sequence[Sample], rng: np.random.Generator) -> list[Sample]:
-    return [misread(repeating(sample, rng) if rng.random() < REPEATING_SHARE else sample, rng) for sample in samples]
+    jumped = [jumping(sample, rng) if rng.random() < JUMPING_SHARE else sample for sample in samples]
+    return [misread(sample, rng, float(rng.choice(MISREAD_SHARES))) for sample in jumped]
 
 
-def misread(sample: Sample, rng: np.random.Generator) -> Sample:
+def misread(sample: Sample, rng: np.random.Generator, share: float) -> Sample:
     """Some of what is read in the prompt is shown as something else that is read there; asked for is the truth."""
     shown_T = sample.prompt.token_ids_T.copy()
     is_read_T = (sample.targets_LT[0] != NOWHERE) & (sample.asked_T == shown_T)
-    is_misread_T = is_read_T & (rng.random(len(shown_T)) < MISREAD_SHARE)
+    is_misread_T = is_read_T & (rng.random(len(shown_T)) < share)
     if is_misread_T.any():
         shown_T[is_misread_T] = rng.choice(shown_T[is_read_T], int(is_misread_T.sum()))
     return replace(sample, prompt=replace(sample.prompt, token_ids_T=shown_T))
 
 
-def repeating(sample: Sample, rng: np.random.Generator) -> Sample:
-    """A part of the answer is shown twice, as if the network had gone back; asked for is, before and after the second
-    time, what comes after the part."""
+def jumping(sample: Sample, rng: np.random.Generator) -> Sample:
+    """The answer is shown with a jump, as if the network had lost its place: a few tokens or some lines are shown twice
+    or left out. Where it jumps the truth is asked for; then what follows on what is shown, the second time not until
+    something new is due."""
     prompt, length = sample.prompt, len(sample.prompt.token_ids_T)
     if length - sample.answer_start < 4:
         return sample
-    end = int(rng.integers(sample.answer_start + 2, length))
-    start = max(sample.answer_start, end - int(rng.integers(2, LONGEST_REPEATED)))
-    count = end - start
-    order_T = np.concatenate([np.arange(end), np.arange(start, length)])
+    place = int(rng.integers(sample.answer_start + 1, length))
+    distance = round(LONGEST_JUMP ** rng.random()) * int(rng.choice((-1, 1)))
+    goal = int(np.clip(place + distance, sample.answer_start, length - 2))
+    order_T = np.concatenate([np.arange(place), np.arange(goal, length)])
     from_T = order_T.copy()
-    from_T[end] = end
-    is_asked_T = ~((np.arange(len(order_T)) > end) & (np.arange(len(order_T)) < end + count))
+    from_T[place] = place
+    is_asked_T = (np.arange(len(order_T)) <= place) | (order_T >= place)
     asked_T, cells_T = (np.where(is_asked_T, of_T[from_T], NOWHERE) for of_T in (sample.asked_T, sample.cells_T))
     targets_LT = np.where(is_asked_T, sample.targets_LT[:, from_T], NOWHERE)
     xy_T2 = np.where(is_asked_T[:, None], sample.xy_T2[from_T], NOWHERE)
-    more_3T = np.tile(prompt.next_position + np.arange(count, dtype=np.int32), (3, 1))
-    longer = replace(
+    positions_T = prompt.positions_3T[0, place] + np.arange(length - goal, dtype=np.int32)
+    shown = replace(
         prompt,
         token_ids_T=prompt.token_ids_T[order_T],
-        positions_3T=np.concatenate([prompt.positions_3T, more_3T], axis=1),
-        next_position=prompt.next_position + count,
+        positions_3T=np.concatenate([prompt.positions_3T[:, :place], np.tile(positions_T, (3, 1))], axis=1),
+        next_position=prompt.next_position + place - goal,
     )
-    return replace(sample, prompt=longer, asked_T=asked_T, targets_LT=targets_LT, cells_T=cells_T, xy_T2=xy_T2)
+    return replace(sample, prompt=shown, asked_T=asked_T, targets_LT=targets_LT, cells_T=cells_T, xy_T2=xy_T2)
 
 
 def _cut(samples: Sequence[Sample], token_budget: int) -> Iterator[TrainingBatch]:
