@@ -7,6 +7,7 @@ from jobs.sample_videos import SampleEvent
 from pipeline.records import Event
 
 MICROSECONDS = 1_000_000
+LEAST_IOU = 0.7  # of a moment that was found: what grounding benchmarks ask for
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +37,7 @@ class EventScores:
 
 
 def score_events(
-    told: Sequence[SampleEvent], truth: Sequence[SampleEvent], *, pair_seconds: float = 1.0, least_iou: float = 0.7
+    told: Sequence[SampleEvent], truth: Sequence[SampleEvent], *, pair_seconds: float = 1.0
 ) -> EventScores:
     """Matches told and true events of the same words (but for case and spaces) one to one, the highest IoU first.
 
@@ -51,7 +52,7 @@ def score_events(
         true=len(truth),
         told=len(told),
         found=len(match_of),
-        recalled=sum(iou >= least_iou for iou in ious.values()),
+        recalled=sum(iou >= LEAST_IOU for iou in ious.values()),
         dated=sum(_is_dated(told[said], truth[true], pair_seconds) for true, said in match_of.items()),
         doubled=len(unmatched) - len(invented),
         invented=len(invented),
@@ -59,9 +60,9 @@ def score_events(
     )
 
 
-def is_moment(said: SampleEvent, truth: Iterable[SampleEvent], *, least_iou: float = 0.7) -> bool:
+def is_moment(said: SampleEvent, truth: Iterable[SampleEvent]) -> bool:
     """Whether it is when one of the true events of the same words happened."""
-    return any(_agree(said, true) and _iou(said, true) >= least_iou for true in truth)
+    return any(_agree(said, true) and _iou(said, true) >= LEAST_IOU for true in truth)
 
 
 def told_events(events: Iterable[Event]) -> list[SampleEvent]:
