@@ -188,15 +188,9 @@ def assist(folder: str, assistant: Assistant, queue: "Queue[Produced]") -> None:
 @contextlib.contextmanager
 def fast_precision(device: torch.device) -> Iterator[None]:
     """bf16 products on GPUs and CPUs with instructions for them; fp32 elsewhere, emulated ones are ten times slower."""
-    if device.type == "cuda":
-        with torch.autocast("cuda", torch.bfloat16):
-            yield
-        return
-    has_bf16 = any(torch.cpu.get_capabilities().get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
-    if has_bf16:
-        with torch.autocast("cpu", torch.bfloat16):
-            yield
-    else:
+    on_cpu = torch.cpu.get_capabilities() if device.type == "cpu" else {}
+    has_bf16 = device.type == "cuda" or any(on_cpu.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
+    with torch.autocast(device.type, torch.bfloat16, enabled=has_bf16):
         yield
 
 

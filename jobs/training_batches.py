@@ -296,8 +296,8 @@ def misread(sample: Sample, rng: np.random.Generator, share: float) -> Sample:
 
 def jumping(sample: Sample, rng: np.random.Generator) -> Sample:
     """The answer is shown with a jump, as if the network had lost its place: a few tokens or some lines are shown twice
-    or left out. Where it jumps the truth is asked for; then what follows on what is shown, the second time not until
-    something new is due."""
+    or left out. Asked for is, where it jumps, what comes there, and then what comes after what is shown; but nothing
+    twice of a part that is shown twice."""
     prompt, length = sample.prompt, len(sample.prompt.token_ids_T)
     if length - sample.answer_start < 4:
         return sample

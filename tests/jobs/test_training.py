@@ -210,7 +210,7 @@ def test_batches_are_rectangular_and_hold_prompt_and_answer(processor):
         assert visual == is_visual.sum()
         assert not (is_visual & (batch.asked_BT != NOWHERE)).any()
         asked_ends = batch.asked_BT == processor.tokenizer.token_to_id("<|im_end|>")
-        assert set(asked_ends.sum(1).tolist()) <= {1, 2}  # two: before and after it is shown twice
+        assert set(asked_ends.sum(1).tolist()) <= {1, 2}  # two: where it jumps back from the end, and there
     assert HTML in processor.tokenizer.decode(batches[0].token_ids_BT[0].tolist())
 
 
@@ -233,6 +233,11 @@ def test_some_letters_are_shown_misread_and_the_truth_is_asked_for(processor):
     assert 0.05 < np.mean(shares) < 0.11
 
 
+def with_a_jump(told, place, back, nothing):
+    """What is asked for at each token when the answer jumps at a place: back, or ahead where `back` is negative."""
+    return told[: place + 1] + max(back - 1, 0) * [nothing] + told[max(place, place - back + 1) :]
+
+
 def test_after_a_jump_back_or_ahead_the_answer_goes_on(processor):
     rng = np.random.default_rng(15)
     jumps = set()
@@ -245,21 +250,16 @@ def test_after_a_jump_back_or_ahead_the_answer_goes_on(processor):
         jumps.add(back)
         if back == 0:
             continue
-        again = max(back - 1, 0)  # what is shown again is not asked for again
         places = [at for at in range(1, len(answer)) if shown == answer[:at] + answer[max(at - back, 0) :]]
-        place, follows = next(
-            (at, after)
-            for at, after in ((at, max(at, at - back + 1)) for at in places)
-            if asked == answer[: at + 1] + again * [NOWHERE] + answer[after:]
-        )
+        place = next(at for at in places if asked == with_a_jump(answer, at, back, NOWHERE))
         for of_sample, of_slipped in (
             *zip(sample.targets_LT, slipped.targets_LT, strict=True),
             (sample.cells_T, slipped.cells_T),
             (sample.xy_T2, slipped.xy_T2),
         ):
             expected, found = of_sample[start:].tolist(), of_slipped[start:].tolist()
-            nothing = again * [np.full_like(of_sample[0], NOWHERE).tolist()]
-            assert found == expected[: place + 1] + nothing + expected[follows:]
+            nothing = np.full_like(of_sample[0], NOWHERE).tolist()
+            assert found == with_a_jump(expected, place, back, nothing)
         assert slipped.prompt.positions_3T.shape[1] == len(slipped.asked_T)
         assert (np.diff(slipped.prompt.positions_3T[:, start:]) == 1).all()
         assert slipped.prompt.next_position == slipped.prompt.positions_3T[0, -1] + 1
