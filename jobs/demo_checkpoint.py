@@ -136,7 +136,7 @@ def _configs(tokenizer: PreTrainedTokenizerFast) -> dict[str, dict[str, Any]]:
                 "vocab_size": len(tokenizer),
                 "hidden_size": 256,
                 "intermediate_size": 640,
-                "num_hidden_layers": 5,
+                "num_hidden_layers": 6,
                 "num_attention_heads": 4,
                 "num_key_value_heads": 2,
                 "head_dim": 64,

@@ -10,7 +10,7 @@ the project's own engine, greedy. Without --model, the demonstration checkpoint.
 import argparse
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -19,7 +19,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from jobs.bench import answer_all, until_stop
 from jobs.bench_peers import transformers_reader
-from jobs.event_scores import MICROSECONDS, EventScores, as_sampled, match_greedily, score_events, told_event
+from jobs.event_scores import MICROSECONDS, Counts, EventScores, as_sampled, match_greedily, score_events, told_event
 from jobs.sample_videos import SampleEvent, answer_for, clip_window, disturb, is_clear, make_clip, pairs_of
 from jobs.samples import PIXELS_PER_POINT, READABLE, Difficulty, render_batch
 from jobs.training_batches import EVENTS, HTML, MARKDOWN
@@ -50,16 +50,13 @@ class PageScore:
 
 
 @dataclass(frozen=True, slots=True)
-class HtmlScore:
+class HtmlScore(Counts):
     """Of pages as the pipeline reads their HTML; those of several pages add up."""
 
     letters: int = 0  # of the text of all blocks
     errors: int = 0  # edit distance of the text that was told
     blocks: int = 0
     boxed: int = 0  # blocks with a box told that has an IoU of 0.5 or more with theirs, a box for one block at most
-
-    def __add__(self, other: "HtmlScore") -> "HtmlScore":
-        return HtmlScore(*(getattr(self, field.name) + getattr(other, field.name) for field in fields(self)))
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
+from typing import Self
 
 from jobs.sample_videos import SampleEvent
 from pipeline.records import Event
@@ -11,7 +12,15 @@ LEAST_IOU = 0.7  # of a moment that was found: what grounding benchmarks ask for
 
 
 @dataclass(frozen=True, slots=True)
-class EventScores:
+class Counts:
+    """Numbers that add up, field by field."""
+
+    def __add__(self, other: Self) -> Self:
+        return type(self)(*(getattr(self, field.name) + getattr(other, field.name) for field in fields(self)))
+
+
+@dataclass(frozen=True, slots=True)
+class EventScores(Counts):
     """Counts of events; those of several videos add up."""
 
     true: int = 0  # events that happened
@@ -22,9 +31,6 @@ class EventScores:
     doubled: int = 0  # of those told: a true event that another one told fits better
     invented: int = 0  # of those told: no true event has these words and any of this time
     misworded: int = 0  # of the invented: a true event that was not found has at least half of this time
-
-    def __add__(self, other: "EventScores") -> "EventScores":
-        return EventScores(*(getattr(self, field.name) + getattr(other, field.name) for field in fields(self)))
 
     @property
     def recall(self) -> float:

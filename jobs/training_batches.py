@@ -2,8 +2,10 @@
 token of an answer.
 
 The decoder looks twice for each token it writes. A layer knows of the tokens before only what the layers below knew, so
-where the last letter stood has to be found again by what was written: there goes the first look. The second goes on
-from there: one letter to the right, or to the next line. Of a clip's times and sights `training_clips` says it.
+where the last letter stood has to be found again by what was written: there goes the first look. What was written may
+stand in two places; between the looks lies a layer that can know where the first looks of the tokens before went. The
+second goes on from there: one letter to the right, or to the next line. Of a clip's times and sights `training_clips`
+says it.
 
 Letters: B samples of a batch, T tokens of one (the shorter ones are filled up), N = B x T, P patches, C values of a
 patch, M visual tokens of all samples, Q cells of a visual token, A things the probes can name, L looks.
@@ -34,7 +36,8 @@ CLIP_SIZES = ((160, 96), (160, 96), (128, 96), (192, 96))  # drawn from: what co
 CLIP_SECONDS = (6, 12, 16, 16)
 CLIP_FPS = 2.0
 # Who was always shown the truth loses the place at its first slip (exposure bias; Bengio et al., arXiv 1506.03099).
-MISREAD_SHARES = (0.02, 0.04, 0.12)  # of what is read, one of them for each sample: misread letters come together
+MISREAD_SHARES = (0.01, 0.02, 0.06)  # of the places read at, one of them for each sample: slips come together
+LONGEST_ALIKE = 5  # tokens before a slip that also stand before what is shown in its place
 JUMPING_SHARE, LONGEST_JUMP = 0.25, 80  # of the samples; tokens
 _BOX = re.compile(r'data-bbox="(\d+) (\d+) (\d+) (\d+)"')
 POOL = 4  # batches made at once, so that answers of like length come together
@@ -285,12 +288,22 @@ def _with_slips(samples: Sequence[Sample], rng: np.random.Generator) -> list[Sam
 
 
 def misread(sample: Sample, rng: np.random.Generator, share: float) -> Sample:
-    """Some of what is read in the prompt is shown as something else that is read there; asked for is the truth."""
-    shown_T = sample.prompt.token_ids_T.copy()
-    is_read_T = (sample.targets_LT[0] != NOWHERE) & (sample.asked_T == shown_T)
-    is_misread_T = is_read_T & (rng.random(len(shown_T)) < share)
-    if is_misread_T.any():
-        shown_T[is_misread_T] = rng.choice(shown_T[is_read_T], int(is_misread_T.sum()))
+    """At a share of the places read at, a few tokens are shown as others that are read in the prompt, mostly as those
+    that follow the same few tokens elsewhere: who finds the place by these alone goes wrong like that. Asked for is
+    the truth."""
+    told_T, shown_T = sample.prompt.token_ids_T, sample.prompt.token_ids_T.copy()
+    is_read_T = (sample.targets_LT[0] != NOWHERE) & (sample.asked_T == told_T)
+    read_R = np.flatnonzero(is_read_T)
+    for place in read_R[rng.random(len(read_R)) < share].tolist():
+        others = read_R[told_T[read_R] != told_T[place]]
+        for back in range(1, 1 + int(rng.integers(LONGEST_ALIKE + 1))):
+            alike = others[told_T[others - back] == told_T[place - back]]
+            others = alike if len(alike) else others
+        if len(others):
+            other = int(rng.choice(others))
+            steps = np.arange(min(int(rng.geometric(0.5)), len(told_T) - max(place, other)))
+            steps = steps[is_read_T[place + steps] & is_read_T[other + steps]]
+            shown_T[place + steps] = told_T[other + steps]
     return replace(sample, prompt=replace(sample.prompt, token_ids_T=shown_T))
 
 

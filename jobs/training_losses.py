@@ -3,8 +3,8 @@
 A probe has to name the letters in each cell of a visual token from the features the decoder gets; it teaches the tower
 to see letters long before the decoder knows where to look. The pointing loss shows the decoder where to look: one head
 of two layers has to attend to the visual token in which the next piece of the answer stands (guided attention, as
-Tachibana et al., arXiv 1710.08969, have it for speech). Of small type several lines share such a token: behind these
-layers another probe has to tell in which of its cells. And probes of the tower's features and of the decoder's hidden
+Tachibana et al., arXiv 1710.08969, have it for speech). Of small type several lines share such a token: behind the
+second another probe has to tell in which of its cells. And probes of the tower's features and of the decoder's hidden
 states have to tell where on the page that is: nothing else makes the tower say so, and boxes are written from it.
 
 Letters: B samples, T tokens of one, N = B x T, L looks, H query heads, K key heads, D head dimension, M visual tokens,
@@ -22,7 +22,7 @@ from model.attention import PackedCausal, device_tensor
 from model.config import ModelConfig
 from model.qwen3_vl import Qwen3VL
 
-POINTING_LAYERS = (2, 3)  # of the decoder, from 0, one for each look: the first two learn what was written last
+POINTING_LAYERS = (2, 4)  # of the decoder, from 0, one for each look: the first two learn what was written last
 
 
 class Probes(nn.Module):
@@ -48,10 +48,15 @@ class Probes(nn.Module):
         total = F.binary_cross_entropy_with_logits(logits_MQA, glyphs_MQA.float(), reduction="sum")
         return total / glyphs_MQA.sum().clamp(min=len(glyphs_MQA))
 
-    def cell_loss(self, hidden_NE: Tensor, cells_N: Tensor) -> Tensor:
-        """Cross-entropy for each token that is read somewhere; it is predicted, so looked for, in the row before it."""
+    def place_losses(self, hidden_NE: Tensor, cells_N: Tensor, xy_N2: Tensor) -> dict[str, Tensor]:
+        """Cross-entropies of the cell in which each token is read, and of where on the page that is (see `_xy_loss`);
+        it is predicted, so looked for, in the row before it."""
         rows_R = (cells_N != NOWHERE).nonzero().squeeze(1)
-        return F.cross_entropy(self.cell(hidden_NE[rows_R - 1]).float(), cells_N[rows_R])
+        hidden_RE = hidden_NE[rows_R - 1]
+        return {
+            "cell": F.cross_entropy(self.cell(hidden_RE).float(), cells_N[rows_R]),
+            "pointed xy": _xy_loss(self.pointed_xy(hidden_RE), xy_N2[rows_R]),
+        }
 
     def token_xy_loss(self, embeddings_MO: Tensor, grids_G3: list[tuple[int, int, int]], merge: int) -> Tensor:
         """Cross-entropy of the hundreds and tens of where each visual token's middle is, in thousandths."""
@@ -60,11 +65,6 @@ class Probes(nn.Module):
             for rows, columns in ((high // merge, wide // merge) for _, high, wide in grids_G3)
         ]
         return _xy_loss(self.token_xy(embeddings_MO), (1000 * torch.cat(xy_M2)).long().to(embeddings_MO.device))
-
-    def pointed_xy_loss(self, hidden_NE: Tensor, xy_N2: Tensor) -> Tensor:
-        """The same of what is read in each row, where it is read somewhere."""
-        rows_R = (xy_N2[:, 0] != NOWHERE).nonzero().squeeze(1)
-        return _xy_loss(self.pointed_xy(hidden_NE[rows_R - 1]), xy_N2[rows_R])
 
 
 def _xy_loss(logits_RD: Tensor, xy_R2: Tensor) -> Tensor:
@@ -130,7 +130,7 @@ def losses_of(
     losses = {"answer": F.cross_entropy(logits, targets)}
     if pointing.losses:
         losses["pointing"] = torch.stack(pointing.losses).mean()
-        losses["cell"] = probes.cell_loss(pointed[0], device_tensor(batch.cells_BT, device).flatten())
-        losses["pointed xy"] = probes.pointed_xy_loss(pointed[0], device_tensor(batch.xy_BT2, device).flatten(0, 1))
+        cells_BT, xy_BT2 = (device_tensor(places, device) for places in (batch.cells_BT, batch.xy_BT2))
+        losses |= probes.place_losses(pointed[0], cells_BT.flatten(), xy_BT2.flatten(0, 1))
     losses |= _tower_losses(network, probes, batch, visual.embeddings_MO)
     return losses, (logits.argmax(-1) == targets).float().mean().item()
