@@ -139,6 +139,8 @@ class _ClipMaker:
         self._scale = min(size[0] / 160, size[1] / 96)
         self._held_out = held_out
         self._words = [word for word in draw_vocabulary(draw, held_out=held_out) if len(word) <= LONGEST_WORD]
+        # The more happens at once and soon after, the more a window teaches; so half of those trained on are crowded.
+        self._is_crowded = not held_out and draw.random() < 0.5
         self._last_seen: dict[str, float] = {}  # subject -> end of its last event
         self._background: Color | None = None
         self._events: list[SampleEvent] = []
@@ -161,7 +163,9 @@ class _ClipMaker:
 
     def _scene_seconds(self, kind: str) -> float:
         longest = {"card": 5.0, "empty": 6.0, "shapes": 9.0}[kind]
-        if kind == "shapes" and self._draw.random() < 0.1:
+        if self._is_crowded:
+            longest = {"card": 3.0, "empty": 3.0, "shapes": 5.0}[kind]
+        elif kind == "shapes" and self._draw.random() < 0.1:
             return self._draw.uniform(10.0, 25.0)
         return self._draw.uniform(2 * SHORTEST_SECONDS if kind == "shapes" else SHORTEST_SECONDS, longest)
 
@@ -254,7 +258,7 @@ class _ClipMaker:
     def _lanes(self) -> list[tuple[float, float, float, float]]:
         """Where shapes may be, (left, top, right, bottom): in all of the frame, or one in each half."""
         width, height = self._size
-        match self._draw.randrange(5):
+        match self._draw.randrange(2 if self._is_crowded else 5):
             case 0:
                 return [(0, 0, width, height / 2), (0, height / 2, width, height)]
             case 1:

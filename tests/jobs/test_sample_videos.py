@@ -109,6 +109,15 @@ def test_some_clips_are_empty_and_some_events_are_long() -> None:
     assert max(event.end_seconds - event.start_seconds for clip in clips for event in clip.events) > 10
 
 
+def test_more_happens_in_clips_that_are_trained_on_than_in_held_out_ones() -> None:
+    rng = np.random.default_rng(8)
+    events = {
+        held_out: sum(len(make_clip(rng, seconds=48, size=(160, 96), held_out=held_out).events) for _ in range(40))
+        for held_out in (False, True)
+    }
+    assert events[False] > 1.2 * events[True]
+
+
 def test_held_out_cards_have_held_out_words_only_and_others_invented_ones_too() -> None:
     rng = np.random.default_rng(6)
     for held_out in (False, True):
