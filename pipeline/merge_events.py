@@ -44,7 +44,8 @@ def merge_events(video_id: str, windows: Sequence[tuple[WindowSpan, Sequence[Win
     and they meet, or the descriptions are alike and half of the time is common to both. Each view of a window goes
     with one view of the window before at most, the best pairs first, so that of two alike events neither swallows the
     other. What one window says twice in the same words, with half of the shorter one's time in both, is one view, the
-    longer one. Windows that only touch have one event where both views touch the border with the same words. A long
+    longer one; where the times of one are reversed, so that neither can be trusted, any time in both will do, and the
+    other is kept. Windows that only touch have one event where both views touch the border with the same words. A long
     event is followed from window to window like this; views that never were in the same time are never compared.
 
     An event starts where the first view that shows its start has it, and ends where the last view that shows its end
@@ -73,10 +74,13 @@ def chapters_of(events: Sequence[Event]) -> list[Chapter]:
 
 
 def _each_once(events: Sequence[WindowEvent]) -> list[WindowEvent]:
-    """The events of one window, in their order, without those that a longer one says already."""
+    """The events of one window, in their order, without those that another one says already: a longer one, or one whose
+    times can be trusted."""
     kept: dict[int, WindowEvent] = {}
-    longest_first = sorted(enumerate(events), key=lambda item: item[1].start_us - item[1].end_us)
-    for index, event in longest_first:
+    best_first = sorted(
+        enumerate(events), key=lambda item: ("reversed" in item[1].flags, item[1].start_us - item[1].end_us)
+    )
+    for index, event in best_first:
         said = next((place for place, other in kept.items() if _says_again(event, other)), None)
         if said is not None:
             kept[said] = replace(kept[said], flags=(*kept[said].flags, "repeated"))
@@ -85,11 +89,10 @@ def _each_once(events: Sequence[WindowEvent]) -> list[WindowEvent]:
     return [kept[index] for index in sorted(kept)]
 
 
-def _says_again(shorter: WindowEvent, longer: WindowEvent) -> bool:
-    common = min(shorter.end_us, longer.end_us) - max(shorter.start_us, longer.start_us)
-    if common < _LEAST_TIME * (shorter.end_us - shorter.start_us):
-        return False
-    return shorter.label == longer.label and _words(shorter) == _words(longer)
+def _says_again(event: WindowEvent, better: WindowEvent) -> bool:
+    common = min(event.end_us, better.end_us) - max(event.start_us, better.start_us)
+    least = 1 if "reversed" in event.flags else _LEAST_TIME * (event.end_us - event.start_us)
+    return common >= least and event.label == better.label and _words(event) == _words(better)
 
 
 def _continued(threads: Sequence[_Thread], views: Sequence[_View]) -> list[_Thread]:

@@ -170,6 +170,19 @@ def test_what_a_window_says_twice_is_one_event(second: Truth, spans: list[tuple[
         assert [event.flags for event in found] == ([("repeated",)] if len(spans) == 1 else [(), ()])
 
 
+@pytest.mark.parametrize(("start", "is_one"), [(17, True), (18, False), (24, False)])
+def test_an_event_that_ends_before_it_starts_is_no_second_one_where_it_meets_one_of_its_words(
+    start: int, is_one: bool
+) -> None:
+    whole = WindowEvent(8 * HALF, 18 * HALF, "rain", "", None, ())
+    turned = WindowEvent(start * HALF, 40 * HALF, "rain", "", None, ("reversed",))  # longer
+    for events in ([whole, turned], [turned, whole]):
+        found = merge_events("video", [(window(1, 0, 60), events)])
+        kept = [event for event in found if (event.start_us, event.end_us) == (whole.start_us, whole.end_us)]
+        assert [event.flags for event in kept] == [("repeated",) if is_one else ()]
+        assert len(found) == 2 - is_one
+
+
 def test_alike_events_at_one_time_stay_two() -> None:
     spans = windows_of(200, 100, 20)
     truth = [(85, 95, "a red circle moves left"), (85, 95, "a red square moves left")]
