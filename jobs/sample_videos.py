@@ -162,11 +162,10 @@ class _ClipMaker:
         return SampleClip(seconds, self._size, tuple(scenes), tuple(events))
 
     def _scene_seconds(self, kind: str) -> float:
-        longest = {"card": 5.0, "empty": 6.0, "shapes": 9.0}[kind]
-        if self._is_crowded:
-            longest = {"card": 3.0, "empty": 3.0, "shapes": 5.0}[kind]
-        elif kind == "shapes" and self._draw.random() < 0.1:
+        if kind == "shapes" and not self._is_crowded and self._draw.random() < 0.1:
             return self._draw.uniform(10.0, 25.0)
+        cards, empty, shapes = (3.0, 3.0, 5.0) if self._is_crowded else (5.0, 6.0, 9.0)
+        longest = {"card": cards, "empty": empty, "shapes": shapes}[kind]
         return self._draw.uniform(2 * SHORTEST_SECONDS if kind == "shapes" else SHORTEST_SECONDS, longest)
 
     def _scene(self, kind: str, start: float, end: float) -> Scene:
