@@ -47,11 +47,11 @@ MEAN_DECAY = 0.998  # of the weights of earlier steps in the running mean
 PROBE_STEPS, PROBE_LEARNING_RATE = 200, 3e-3  # of new probes alone, beside a trained tower
 COOL_DOWN_SHARE = 0.6  # of the time, at its end: the learning rate falls to nothing
 PASS_MARKS = (0.4, 0.5, 0.6)  # accuracy on a rung that lets the next one in; the last mark is that of all further ones
-HTML_SHARE = 0.3  # of the batches of pages that are trained on: they ask for `qwenvl html`
-CLIPS_FROM_RUNG, CLIP_SHARE = 0, 0.35
+HTML_SHARE = 0.4  # of the batches of pages that are trained on: they ask for `qwenvl html`
+CLIPS_FROM_RUNG, CLIP_SHARE = 0, 0.45
 FOCUS_SHARE = 0.3  # of the pages: of the rung in focus; the others come from all rungs so far, most from the newest
-WEIGHTS = {"answer": 1.0, "pointing": 0.75, "cell": 0.3, "letters": 0.15, "xy": 0.1, "pointed xy": 0.3}
-TOWER_SHARE = 0.1  # of the batches: they teach the tower alone when its own time is over
+WEIGHTS = {"answer": 1.0, "pointing": 0.3, "cell": 0.3, "letters": 0.15, "xy": 0.1, "pointed xy": 0.3}
+TOWER_SHARE = 0.2  # of the batches: they teach the tower alone when its own time is over
 SIGHT_SHARE = 0.5  # of these: frames of clips; the others are dense pages
 PLAIN_SHARE = 0.25  # of the dense pages
 # Of the pages: their type is at most so many points larger than the rung's smallest, where most letters are misread.

@@ -1,11 +1,11 @@
 """What training asks of the network beside the answer itself: helps that are thrown away in the end.
 
 A probe has to name the letters in each cell of a visual token from the features the decoder gets; it teaches the tower
-to see letters long before the decoder knows where to look. The pointing loss shows the decoder where to look: some
-heads have to attend to the visual token in which the next piece of the answer stands (guided attention, as Tachibana et
-al., arXiv 1710.08969, have it for speech). Of small type several lines share such a token: behind the second look
-another probe has to tell in which of its cells. And probes of the tower's features and of the decoder's hidden states
-have to tell where on the page that is: nothing else makes the tower say so, and boxes are written from it.
+to see letters long before the decoder knows where to look. The pointing loss shows the decoder where to look: one head
+of two layers has to attend to the visual token in which the next piece of the answer stands (guided attention, as
+Tachibana et al., arXiv 1710.08969, have it for speech). Of small type several lines share such a token: behind the
+second another probe has to tell in which of its cells. And probes of the tower's features and of the decoder's hidden
+states have to tell where on the page that is: nothing else makes the tower say so, and boxes are written from it.
 
 Letters: B samples, T tokens of one, N = B x T, L looks, H query heads, K key heads, D head dimension, M visual tokens,
 Q cells, A names, R rows in which something is looked for.
@@ -22,10 +22,7 @@ from model.attention import PackedCausal, device_tensor
 from model.config import ModelConfig
 from model.qwen3_vl import Qwen3VL
 
-# Layer of the decoder -> (head, look), counted from 0; the first two layers learn what was written last. The second
-# look is that of several heads: one carries 64 numbers of a visual token, too few where ten small letters stand in it.
-POINTING_HEADS = {2: ((0, 0),), 4: ((0, 1), (2, 1)), 5: ((1, 1), (2, 1))}
-LAST_LOOK = 4  # the layer behind which probes ask what was found
+POINTING_LAYERS = (2, 4)  # of the decoder, from 0, one for each look: the first two learn what was written last
 
 
 class Probes(nn.Module):
@@ -77,7 +74,7 @@ def _xy_loss(logits_RD: Tensor, xy_R2: Tensor) -> Tensor:
 
 
 class PointingCausal:
-    """Causal attention over a rectangular batch that also notes how well some heads point."""
+    """Causal attention over a rectangular batch that also notes how well one head of some layers points."""
 
     def __init__(self, targets_LBT: Tensor) -> None:
         _, samples, length = targets_LBT.shape
@@ -89,14 +86,13 @@ class PointingCausal:
         self.losses: list[Tensor] = []
 
     def __call__(self, layer: int, query_NHD: Tensor, key_NKD: Tensor, value_NKD: Tensor) -> Tensor:
-        for head, look in POINTING_HEADS.get(layer, ()) if len(self._row_R) else ():
-            of_key = head * key_NKD.shape[1] // query_NHD.shape[1]
-            query_BTD, key_BTD = (part.unflatten(0, self._shape) for part in (query_NHD[:, head], key_NKD[:, of_key]))
+        if layer in POINTING_LAYERS and len(self._row_R):
+            query_BTD, key_BTD = (heads[:, 0].unflatten(0, self._shape) for heads in (query_NHD, key_NKD))
             scores_BTT = torch.einsum("bqd,bkd->bqk", query_BTD, key_BTD) * query_NHD.shape[-1] ** -0.5
             scores_RT = scores_BTT[self._sample_R, self._row_R].float()
             future_RT = torch.arange(self._shape[1], device=scores_RT.device) > self._row_R[:, None]
             scores_RT = scores_RT.masked_fill(future_RT, -torch.inf)
-            self.losses.append(F.cross_entropy(scores_RT, self._targets_LR[look]))
+            self.losses.append(F.cross_entropy(scores_RT, self._targets_LR[POINTING_LAYERS.index(layer)]))
         return self._inner(layer, query_NHD, key_NKD, value_NKD)
 
 
@@ -125,7 +121,7 @@ def losses_of(
     pointing = PointingCausal(device_tensor(batch.targets_LBT, device))
     token_ids_N, asked_N = (device_tensor(ids_BT, device).flatten() for ids_BT in (batch.token_ids_BT, batch.asked_BT))
     pointed: list[Tensor] = []  # the hidden states behind the layers that point
-    last_pointing = network.model.language_model.layers[LAST_LOOK]
+    last_pointing = network.model.language_model.layers[POINTING_LAYERS[-1]]
     with last_pointing.register_forward_hook(lambda _, args, hidden_NE: pointed.append(hidden_NE)):
         hidden_NE = network(token_ids_N, device_tensor(batch.positions_3N, device), pointing, visual)
     predicted = (asked_N != NOWHERE).nonzero().squeeze(1)

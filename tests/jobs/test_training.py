@@ -38,7 +38,7 @@ from jobs.training_batches import (
     page_sample,
 )
 from jobs.training_clips import looks, sights
-from jobs.training_losses import POINTING_HEADS, PointingCausal, Probes, losses_of, tower_losses
+from jobs.training_losses import POINTING_LAYERS, PointingCausal, Probes, losses_of, tower_losses
 from model.processor import Processor
 from model.request import Completion, Frames
 from model.weights import from_pretrained
@@ -307,20 +307,17 @@ def test_the_pointing_loss_is_the_cross_entropy_of_the_attention():
     targets[0, 0, 3], targets[0, 1, 5] = 1, 0
     targets[1, 0, 3], targets[1, 1, 5] = 2, 4
     pointing = PointingCausal(targets)
-    expected = []
-    for layer in range(6):
-        assert pointing(layer, query, key, value).shape == query.shape
-        for head, look in POINTING_HEADS.get(layer, ()):
-            of_key = {0: 0, 1: 0, 2: 1, 3: 1}[head]
-            of_rows = []
-            for sample, token in ((0, 3), (1, 5)):
-                start = sample * length
-                asks = query[start + token - 1, head]
-                scores = [asks @ key[start + seen, of_key] / width**0.5 for seen in range(token)]
-                of_rows.append(-torch.log_softmax(torch.stack(scores), 0)[targets[look, sample, token]])
-            expected.append(torch.stack(of_rows).mean())
-    assert len(expected) == 5
-    assert torch.allclose(torch.stack(pointing.losses), torch.stack(expected), atol=1e-6)
+    for look, layer in enumerate(POINTING_LAYERS):
+        attended = pointing(layer, query, key, value)
+        assert attended.shape == query.shape
+        expected = []
+        for sample, token in ((0, 3), (1, 5)):
+            start = sample * length
+            scores = [query[start + token - 1, 0] @ key[start + seen, 0] / width**0.5 for seen in range(token)]
+            expected.append(-torch.log_softmax(torch.stack(scores), 0)[targets[look, sample, token]])
+        assert torch.allclose(pointing.losses[look], torch.stack(expected).mean(), atol=1e-6)
+    pointing(POINTING_LAYERS[-1] + 1, query, key, value)
+    assert len(pointing.losses) == len(POINTING_LAYERS)
 
 
 def test_the_cell_is_asked_of_the_row_before_the_token_that_is_read():
