@@ -14,7 +14,6 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn.attention.varlen import varlen_attn
 
 from model import cpu_kernels, kernels
 
@@ -22,6 +21,10 @@ try:
     from flash_attn import flash_attn_varlen_func, flash_attn_with_kvcache
 except ImportError:  # an optional extra: torch has kernels of its own
     flash_attn_varlen_func = flash_attn_with_kvcache = None
+if torch.cuda.is_available():
+    from torch.nn.attention.varlen import varlen_attn
+else:  # it is for GPUs, and its import takes as long as that of torch: it brings torch's compiler along
+    varlen_attn = None  # type: ignore[assignment]
 
 AttentionImplementation = Literal["sdpa", "numba", "triton", "flash_attention_2"]
 FLASH_BLOCK_SIZE = 256  # FlashAttention 2 reads paged caches in blocks of a multiple of this

@@ -100,10 +100,11 @@ def test_a_submitted_job_can_be_stopped_and_submitted_again(tmp_path, head):
         (tmp_path / "in" / f"{number:02}.pdf").write_bytes(write_pdf(pages))
     checkout, output = clone(tmp_path / "clone"), tmp_path / "out"
     entrypoint = ["--", "python", "-m", "jobs.parse_documents", str(tmp_path / "in"), str(output)]
-    entrypoint += ["--max-new-tokens", "200", "--batch-size", "2"]  # slow enough to be stopped
+    entrypoint += ["--max-new-tokens", "200"]
+    slow = ["--batch-size", "2"]  # slow enough to be stopped
 
     submitted = submit_when_ready(
-        head, "--no-wait", "--submission-id", "first", "--working-dir", ".", *entrypoint, cwd=checkout
+        head, "--no-wait", "--submission-id", "first", "--working-dir", ".", *entrypoint, *slow, cwd=checkout
     )
     assert submitted.returncode == 0, submitted.stdout + submitted.stderr
     try:
