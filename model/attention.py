@@ -29,6 +29,7 @@ else:  # it is for GPUs, and its import takes as long as that of torch: it bring
 AttentionImplementation = Literal["sdpa", "numba", "triton", "flash_attention_2"]
 FLASH_BLOCK_SIZE = 256  # FlashAttention 2 reads paged caches in blocks of a multiple of this
 CAUSAL, WHOLE = (-1, 0), (-1, -1)  # how far a token sees back and ahead, -1 is to the end: torch's words for masks
+CAUSAL_ROWS = 256  # of a masked product in training
 SHORT_CHUNK = 32  # tokens: up to here our own loops on a CPU are faster than torch's matrix products
 MASK_SIZE = 2**23  # elements of the largest mask: long chunks over many keys are attended a few rows at a time
 
@@ -118,17 +119,25 @@ def packed_attention(
 
 
 def _attend_by_products(query_SHLD: Tensor, key_SKLD: Tensor, value_SKLD: Tensor, *, causal: bool) -> Tensor:
-    """Softmax attention of S sequences of L tokens as two products of matrices -> [S, H, L, D].
+    """Softmax attention of S sequences of L tokens as products of matrices -> [S, H, L, D].
 
     For training in bf16 on a CPU: of torch's own kernels one multiplies in fp32 and the other is slow backwards.
+    Causal, a few rows at a time, for what is masked need not be multiplied.
     """
     count, heads, length, width = query_SHLD.shape
-    query_SKGLD = (query_SHLD * width**-0.5).reshape(count, key_SKLD.shape[1], -1, width)  # of a key head all in one
-    scores_SHLL = (query_SKGLD @ key_SKLD.transpose(-1, -2)).view(count, heads, length, length)
-    if causal:
-        scores_SHLL = scores_SHLL + scores_SHLL.new_full((length, length), -torch.inf).triu_(1)
-    shares_SKGLL = scores_SHLL.softmax(-1).view(*query_SKGLD.shape[:-1], length)
-    return (shares_SKGLL @ value_SKLD).view(count, heads, length, width)
+    query_SHLD = query_SHLD * width**-0.5
+    rows = CAUSAL_ROWS if causal else length
+    attended = []
+    for start in range(0, length, rows):
+        end = min(start + rows, length)
+        # The query heads of a key head are rows of one product.
+        query_SKGRD = query_SHLD[:, :, start:end].reshape(count, key_SKLD.shape[1], -1, width)
+        scores_SHRL = (query_SKGRD @ key_SKLD[:, :, :end].transpose(-1, -2)).view(count, heads, end - start, end)
+        if causal:
+            scores_SHRL = scores_SHRL + scores_SHRL.new_full((end - start, end), -torch.inf).triu_(start + 1)
+        shares_SKGRL = scores_SHRL.softmax(-1).view(*query_SKGRD.shape[:-1], end)
+        attended.append((shares_SKGRL @ value_SKLD[:, :, :end]).view(count, heads, end - start, width))
+    return torch.cat(attended, dim=2) if len(attended) > 1 else attended[0]
 
 
 def _runs(lengths: Sequence[int]) -> list[tuple[int, int]]:

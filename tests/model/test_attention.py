@@ -9,7 +9,14 @@ import torch
 from torch.nn.attention.varlen import varlen_attn
 
 import model.attention
-from model.attention import CachedChunk, KeyValueCache, checked_implementation, packed_attention, paged_attention
+from model.attention import (
+    CAUSAL_ROWS,
+    CachedChunk,
+    KeyValueCache,
+    checked_implementation,
+    packed_attention,
+    paged_attention,
+)
 
 HEADS, KEY_HEADS, HEAD_DIM = 6, 2, 8
 LAYERS, BLOCKS = 2, 12
@@ -178,12 +185,13 @@ def test_the_heads_of_both_towers_go_through_flash_attention_as_through_torch(mo
 @pytest.mark.parametrize(("key_heads", "causal"), [(6, False), (2, True)])
 def test_under_autocast_on_a_cpu_attention_and_its_gradients_are_those_of_torch_in_fp64(key_heads, causal):
     generator = torch.Generator().manual_seed(0)
-    parts = [torch.randn(26, heads, 16, generator=generator) for heads in (6, key_heads, key_heads)]
-    wanted = torch.randn(26, 6, 16, generator=generator)  # the loss is its product with what comes out
+    lengths = (5, 5, 2 * CAUSAL_ROWS + 40, 4)
+    parts = [torch.randn(sum(lengths), heads, 16, generator=generator) for heads in (6, key_heads, key_heads)]
+    wanted = torch.randn(sum(lengths), 6, 16, generator=generator)  # the loss is its product with what comes out
 
     def attended(dtype: torch.dtype) -> tuple[torch.Tensor, ...]:
         leaves = [part.to(dtype).requires_grad_() for part in parts]
-        found = packed_attention(*leaves, (5, 5, 12, 4), causal=causal, implementation="sdpa")
+        found = packed_attention(*leaves, lengths, causal=causal, implementation="sdpa")
         return found, *torch.autograd.grad((found * wanted).sum(), leaves)
 
     with torch.autocast("cpu", torch.bfloat16):
