@@ -178,7 +178,7 @@ def _configs(tokenizer: PreTrainedTokenizerFast) -> dict[str, dict[str, Any]]:
         "preprocessor_config.json": {
             "image_processor_type": "Qwen2VLImageProcessorFast",
             "processor_class": "Qwen3VLProcessor",
-            "size": {"shortest_edge": 8 * pixels_of_token, "longest_edge": 225 * pixels_of_token},
+            "size": {"shortest_edge": 8 * pixels_of_token, "longest_edge": 400 * pixels_of_token},
             **image,
         },
         PROMPTS_FILE: {"events": EVENTS_INSTRUCTION},

@@ -42,7 +42,7 @@ class Difficulty:
     is_plain: bool = False  # one typeface, black on white, straight
 
 
-PIXELS_PER_POINT = 1.5  # 108 dpi: of the smallest type about four letters stand in a visual token's width
+PIXELS_PER_POINT = 2.0  # 144 dpi: of the smallest type about three letters stand in a visual token's width
 PLAIN_MARGIN = 8.0
 # Where reading starts: one typeface in one size. The demo's documents look like the last of them.
 PLAIN_LADDER = (

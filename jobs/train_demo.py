@@ -19,7 +19,7 @@ import queue as queue_module
 import shutil
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from itertools import islice
 from multiprocessing.queues import Queue
@@ -47,11 +47,11 @@ MEAN_DECAY = 0.998  # of the weights of earlier steps in the running mean
 PROBE_STEPS, PROBE_LEARNING_RATE = 200, 3e-3  # of new probes alone, beside a trained tower
 COOL_DOWN_SHARE = 0.6  # of the time, at its end: the learning rate falls to nothing
 PASS_MARKS = (0.4, 0.5, 0.6)  # accuracy on a rung that lets the next one in; the last mark is that of all further ones
-HTML_SHARE = 0.4  # of the batches of pages that are trained on: they ask for `qwenvl html`
-CLIPS_FROM_RUNG, CLIP_SHARE = 0, 0.45
-FOCUS_SHARE = 0.3  # of the pages: of the rung in focus; the others come from all rungs so far, most from the newest
+HTML_SHARE = 0.35  # of the batches of pages that are trained on: they ask for `qwenvl html`
+CLIPS_FROM_RUNG, CLIP_SHARE = 0, 0.4
+FOCUS_SHARE = 0.3  # of the pages: of the rungs in focus; the others come from all rungs so far, most from the newest
 WEIGHTS = {"answer": 1.0, "pointing": 0.3, "cell": 0.3, "letters": 0.15, "xy": 0.1, "pointed xy": 0.3}
-TOWER_SHARE = 0.2  # of the batches: they teach the tower alone when its own time is over
+TOWER_SHARE = 0.15  # of the batches: they teach the tower alone when its own time is over
 SIGHT_SHARE = 0.5  # of these: frames of clips; the others are dense pages
 PLAIN_SHARE = 0.25  # of the dense pages
 # Of the pages: their type is at most so many points larger than the rung's smallest, where most letters are misread.
@@ -82,9 +82,9 @@ class Produced:
 
 
 def produce(
-    folder: str, rung: "Synchronized[int]", focus: int | None, queue: "Queue[Produced]", seed: int, budget: int
+    folder: str, rung: "Synchronized[int]", focus: Sequence[int], queue: "Queue[Produced]", seed: int, budget: int
 ) -> None:
-    """The generator's process: batches for ever; some are held-out ones of the rung in focus or of clips."""
+    """The generator's process: batches for ever; some are held-out ones of the rungs in focus or of clips."""
     os.nice(5)
     queue.cancel_join_thread()  # or it would wait at its end for a trainer that is gone to fetch the rest
     processor = Processor.from_pretrained(folder)
@@ -99,7 +99,7 @@ def produce(
 
 
 def _next_batches(
-    processor: Processor, rng: np.random.Generator, newest: int, focus: int | None, budget: int
+    processor: Processor, rng: np.random.Generator, newest: int, focus: Sequence[int], budget: int
 ) -> list[Produced]:
     held_out = newest != ONLY_TOWER and rng.random() < 0.08
     if newest >= CLIPS_FROM_RUNG and rng.random() < CLIP_SHARE:
@@ -111,7 +111,7 @@ def _next_batches(
         dense = _sometimes_small(DENSE_LADDER[0 if rng.random() < PLAIN_SHARE else 1], rng)
         made = page_batches(processor, rng, dense, held_out=False, token_budget=2 * budget)
         return [Produced(newest, False, batch, is_for_tower=True) for batch in made]
-    in_focus = newest if focus is None else min(focus, newest)
+    in_focus = min(focus[int(rng.integers(len(focus)))], newest)
     chosen = in_focus if held_out or rng.random() < FOCUS_SHARE else int(rng.integers(newest + 1, size=2).max())
     html_share = 0.0 if held_out else HTML_SHARE
     layout = READABLE[chosen] if held_out else _sometimes_small(READABLE[chosen], rng)
@@ -352,7 +352,7 @@ def train(
     minutes: float,
     tower_minutes: float,
     peak_learning_rate: float,
-    focus: int | None,
+    focus: Sequence[int],
     device: str,
     assistants: int,
     generators: int,
@@ -424,7 +424,9 @@ def main() -> None:
     parser.add_argument("--learning-rate", type=float, default=2e-3, help="the highest (default: 0.002)")
     parser.add_argument(
         "--focus",
+        nargs="+",
         choices=list(rungs),
+        default=list(rungs)[-1:],
         metavar="RUNG",
         help=f"a share of {FOCUS_SHARE} of the pages: {', '.join(rungs)} (default: the newest)",
     )
@@ -455,7 +457,7 @@ def main() -> None:
         minutes=options.minutes,
         tower_minutes=options.tower_minutes,
         peak_learning_rate=options.learning_rate,
-        focus=rungs.get(options.focus),
+        focus=[rungs[name] for name in options.focus],
         device=options.device,
         assistants=assistants,
         generators=options.generators,

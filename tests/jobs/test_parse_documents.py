@@ -84,7 +84,7 @@ def test_an_input_that_names_nothing_is_a_bad_job(tmp_path):
 def test_a_stopped_job_goes_on_with_the_same_command_and_its_summary_counts_the_tables(tmp_path, ray_address):
     """With the model that comes along and its real engine, on a cluster that runs already. So many pages that most are
     still to be read when the first part is there."""
-    inputs = write_inputs(tmp_path / "in", pages=24)
+    inputs = write_inputs(tmp_path / "in", pages=14)
     argv = command(inputs, tmp_path / "out", "--max-new-tokens", 24, "--decoders", 1, "--batch-size", 1)
     environment = os.environ | {"RAY_ADDRESS": ray_address}
     stopped = subprocess.Popen(argv, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True)
@@ -101,7 +101,7 @@ def test_a_stopped_job_goes_on_with_the_same_command_and_its_summary_counts_the_
     done = subprocess.run(argv, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
     pages = pq.read_table(tmp_path / "out" / "pages").to_pylist()
-    assert [page["page_no"] for page in pages] == [*range(1, 25)] * 4
+    assert [page["page_no"] for page in pages] == [*range(1, 15)] * 4
     truncated = sum(page["status"] == "truncated" for page in pages)
     manifest = json.loads((tmp_path / "out" / "_job.json").read_text())
     assert manifest["pieces"]["by_status"].get("truncated", 0) == truncated

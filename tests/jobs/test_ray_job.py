@@ -18,7 +18,7 @@ from jobs.samples import PLAIN_LADDER, make_page, write_pdf
 
 ROOT = Path(__file__).parents[2]
 RAY = Path(sys.executable).with_name("ray")
-PAGES = 80
+PAGES = 48
 
 
 def free_port() -> int:
@@ -48,7 +48,7 @@ def head(tmp_path: Path) -> Iterator[dict[str, str]]:
         wait_until(lambda: reachable(dashboard), seconds=300)
         yield environment
     finally:
-        os.killpg(node.pid, signal.SIGTERM)
+        os.killpg(node.pid, signal.SIGKILL)  # it keeps nothing that is needed; asked to end, it takes half a minute
         node.wait(timeout=300)
         shutil.rmtree(home, ignore_errors=True)
 
