@@ -136,7 +136,7 @@ def test_the_same_seed_gives_the_same_pages_and_pixels() -> None:
 
 def test_a_batch_of_one_size_has_pages_of_that_size() -> None:
     batch = render_batch(np.random.default_rng(8), LADDER[2], 12, held_out=False, size=(256, 128))
-    assert {pixels.shape for _, pixels in batch} == {(192, 384, 3)}
+    assert {pixels.shape for _, pixels in batch} == {(256, 512, 3)}
     for rung in (*PLAIN_LADDER, *LADDER, *DENSE_LADDER):
         for size in rung.sizes:
             assert not np.any(np.array(size) * PIXELS_PER_POINT % 32), (rung.name, size)
