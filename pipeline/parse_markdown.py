@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from itertools import islice
 
 from pipeline.boxes import read_thousandths
-from pipeline.elements import Element, code, formula, heading, picture, placeholder, table
+from pipeline.elements import Element, clean_text, code, formula, heading, picture, placeholder, table
 from pipeline.grids import Cell
 from pipeline.parse_html import parse_html
 from pipeline.parse_latex import plain_latex, read_tabular
@@ -111,7 +111,7 @@ def plain_markdown(text: str) -> str:
     parts = _PROTECTED.split(text)
     parts[1::2] = [part.strip("`") for part in parts[1::2]]
     parts[::2] = [_plain(part) for part in parts[::2]]
-    return "".join(parts).strip()
+    return clean_text("".join(parts)).strip()  # once more: an accent may have come to stand behind its letter
 
 
 def _plain(text: str) -> str:

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from jobs.samples import LADDER, Difficulty, make_page
@@ -374,6 +374,8 @@ PIECES += [
 ]
 
 
+# Without its tags the accent stands behind its letter.
+@example('<p data-bbox="1 2 3 4">```html<p data-bbox="1 2 3 4">\u0301', "markdown", ((0.0, 0.0, 1.0, 1.0),))
 @settings(max_examples=300, deadline=None)
 @given(
     st.lists(st.sampled_from(PIECES) | st.text(st.characters(), max_size=6)).map("".join),
