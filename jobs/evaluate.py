@@ -36,7 +36,6 @@ CLIP_SIZE = (160, 96)
 CLIP_SECONDS = 16.0
 FPS = 2.0
 BATCH_SIZE = 32
-PEER_BATCH_SIZE = 8  # of transformers
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,10 +181,8 @@ def read_pages(
         truths.append(truth)
     answers = answer_all(engine, prompts)
     peers: dict[str, list[int]] = {}
-    # Its batches are padded to their longest and go on to their last: pages of like length together.
-    ordered = sorted(prompts[:compared], key=lambda prompt: len(prompt.token_ids_T) + prompt.sampling.max_new_tokens)
-    for first in range(0, compared, PEER_BATCH_SIZE):
-        peers |= read_as_transformers(ordered[first : first + PEER_BATCH_SIZE])
+    for first in range(0, compared, BATCH_SIZE):
+        peers |= read_as_transformers(prompts[first : min(first + BATCH_SIZE, compared)])
     scores = []
     for prompt, truth in zip(prompts, truths, strict=True):
         answer = answers[prompt.key]
