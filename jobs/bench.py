@@ -30,10 +30,11 @@ from jobs.bench_peers import Timed, in_turns, timed, vllm_python, with_transform
 from jobs.demo_checkpoint import initialise
 from jobs.sample_videos import clip_window, make_clip
 from jobs.samples import LADDER, PLAIN_LADDER, READABLE, make_page, render, render_batch, write_pdf
+from model.checkpoint import checkpoint_folder, read_stop_token_ids
 from model.config import read_config
-from model.engine import Engine, read_stop_token_ids
+from model.engine import Engine
 from model.engine_options import EngineOptions
-from model.processor import Processor, checkpoint_folder
+from model.processor import Processor
 from model.qwen3_vl import empty_model
 from model.request import Completion, Frames, Prompt, Sampling
 from model.weights import save_weights

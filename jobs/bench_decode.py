@@ -12,7 +12,8 @@ import pypdfium2 as pdfium
 from jobs.bench_peers import in_turns, timed
 from jobs.sample_videos import make_clip, write_video
 from jobs.samples import LADDER, make_page, write_pdf
-from model.processor import Processor, VideoSizes
+from model.preprocessing import VideoSizes
+from model.processor import Processor
 from model.request import Frames, Sampling
 from pipeline.documents import DocumentOptions, read_pages
 from pipeline.records import Page, Window

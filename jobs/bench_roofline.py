@@ -21,13 +21,13 @@ from model.attention import (
     device_tensor,
     paged_attention,
 )
+from model.checkpoint import checkpoint_folder
 from model.config import ModelConfig, parse_config, read_config
 from model.engine import Engine
 from model.engine_options import EngineOptions
 from model.graphs import StepGraphs
 from model.layers import Linear, pack_weights
 from model.positions import mrope_positions
-from model.processor import checkpoint_folder
 from model.qwen3_vl import Qwen3VL, empty_model
 from model.request import Prompt, Sampling
 

@@ -117,7 +117,7 @@ def _configs(tokenizer: PreTrainedTokenizerFast) -> dict[str, dict[str, Any]]:
     ids = tokenizer.get_added_vocab()
     image = {
         **{"patch_size": 16, "temporal_patch_size": 2, "merge_size": 2},
-        **{"image_mean": [0.5] * 3, "image_std": [0.5] * 3, "do_convert_rgb": True, "resample": 3},
+        **{"image_mean": [0.5] * 3, "image_std": [0.5] * 3},
     }
     pixels_of_token = 32 * 32
     return {
@@ -186,9 +186,6 @@ def _configs(tokenizer: PreTrainedTokenizerFast) -> dict[str, dict[str, Any]]:
             "video_processor_type": "Qwen3VLVideoProcessor",
             "processor_class": "Qwen3VLProcessor",
             "size": {"shortest_edge": 4 * pixels_of_token, "longest_edge": 1536 * pixels_of_token},
-            "fps": 2,
-            "min_frames": 4,
-            "max_frames": 256,
             **image,
         },
     }

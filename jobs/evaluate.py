@@ -23,9 +23,10 @@ from jobs.event_scores import MICROSECONDS, Counts, EventScores, as_sampled, mat
 from jobs.sample_videos import SampleEvent, answer_for, clip_window, disturb, is_clear, make_clip, pairs_of
 from jobs.samples import PIXELS_PER_POINT, READABLE, Difficulty, render_batch
 from jobs.training_batches import EVENTS, HTML, MARKDOWN
-from model.engine import Engine, read_stop_token_ids
+from model.checkpoint import checkpoint_folder, read_stop_token_ids
+from model.engine import Engine
 from model.engine_options import EngineOptions
-from model.processor import Processor, checkpoint_folder
+from model.processor import Processor
 from model.request import Completion, Frames, Prompt, Sampling
 from pipeline.parse_events import parse_events
 from pipeline.parse_html import parse_html

@@ -1,10 +1,13 @@
 """What a checkpoint is, read from its config.json. Nothing is guessed: a missing key is an error that names it."""
 
-import json
 from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
+
+from model.checkpoint import read_json
+
+OWN_RULES = frozenset({"vision", "text", "dtype", "fp8", "unquantised"})  # fields that are not keys of config.json
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,11 +88,17 @@ class ModelConfig:
     vision_end_token_id: int
     dtype: str  # of the tensors on disk, by the checkpoint's own word: "bfloat16", "float32", ...
     fp8: bool = False  # matrices lie on disk as FP8 blocks with scales, which ones, their dtypes say
+    unquantised: tuple[str, ...] = ()  # modules of an FP8 checkpoint that are not in FP8, nor what is inside them
 
     @property
     def pixel_multiple(self) -> int:
         """Both sides of a frame are multiples of this many pixels: one visual token covers a square of them."""
         return self.vision.patch_size * self.vision.spatial_merge_size
+
+    def may_be_fp8(self, module: str) -> bool:
+        """Whether a module, by its full name, is none of those that the checkpoint wants as they were trained."""
+        names = module.split(".")
+        return not any(".".join(names[: end + 1]) in self.unquantised for end in range(len(names)))
 
     def check_tensor_parallel(self, size: int) -> None:
         """Raises ValueError when the decoder cannot be cut for `size` ranks; key heads may be fewer than ranks, as
@@ -115,7 +124,7 @@ def read_config(folder: Path) -> ModelConfig:
     path = folder / "config.json"
     if not path.is_file():
         raise ValueError(f"{folder} is not a checkpoint: it has no config.json")
-    return parse_config(json.loads(path.read_text()), source=str(path))
+    return parse_config(read_json(path), source=str(path))
 
 
 def parse_config(raw: dict[str, Any], source: str = "config.json") -> ModelConfig:
@@ -123,11 +132,15 @@ def parse_config(raw: dict[str, Any], source: str = "config.json") -> ModelConfi
     `rope_scaling` beside `rope_theta` (transformers 4) and `rope_parameters` holding both (transformers 5).
     """
     if raw.get("model_type") not in ("qwen3_vl", "qwen3_vl_moe"):
-        raise ValueError(f"{source}: model_type is {raw.get('model_type')!r}, not 'qwen3_vl' or 'qwen3_vl_moe'")
+        raise ValueError(
+            f"{source}: model_type is {raw.get('model_type')!r}; this version runs Qwen3-VL checkpoints only "
+            "('qwen3_vl' and 'qwen3_vl_moe')"
+        )
     need = partial(_required, source=source)
     text, vision = need(raw, "text_config"), need(raw, "vision_config")
     rope = text.get("rope_parameters") or {"rope_theta": need(text, "rope_theta"), **need(text, "rope_scaling")}
     _refuse_other_networks(text, vision, rope, source)
+    quantization = raw.get("quantization_config") or text.get("quantization_config")
     text_keys = {name for name in _names(TextConfig) if name not in ("rope_theta", "mrope_section", "yarn", "moe")}
     config = ModelConfig(
         vision=VisionConfig(
@@ -141,9 +154,10 @@ def parse_config(raw: dict[str, Any], source: str = "config.json") -> ModelConfi
             yarn=_yarn(rope, source),
             moe=_moe(text, source) if raw["model_type"] == "qwen3_vl_moe" else None,
         ),
-        **{name: need(raw, name) for name in _names(ModelConfig) if name not in ("vision", "text", "dtype", "fp8")},
+        **{name: need(raw, name) for name in _names(ModelConfig) if name not in OWN_RULES},
         dtype=raw.get("dtype") or text.get("dtype") or need(raw, "torch_dtype"),
-        fp8=_is_fp8(raw.get("quantization_config") or text.get("quantization_config"), source),
+        fp8=_is_fp8(quantization, source),
+        unquantised=_unquantised(quantization, source),
     )
     _check_sizes(config, source)
     return config
@@ -218,6 +232,17 @@ def _is_fp8(quantization: dict[str, Any] | None, source: str) -> bool:
         if found != expected:
             raise ValueError(f"{source}: quantization_config.{name} is {found!r}; this version runs {expected!r} only")
     return True
+
+
+def _unquantised(quantization: dict[str, Any] | None, source: str) -> tuple[str, ...]:
+    """What official files call `ignored_layers`, and transformers `modules_to_not_convert`."""
+    names: list[str] = []
+    for key in ("ignored_layers", "modules_to_not_convert"):
+        found = (quantization or {}).get(key) or []
+        if not isinstance(found, list) or not all(isinstance(name, str) for name in found):
+            raise ValueError(f"{source}: quantization_config.{key} is {str(found)[:60]}, not a list of names")
+        names += found
+    return tuple(sorted(set(names)))
 
 
 def _names(cls: type) -> list[str]:

@@ -5,7 +5,6 @@ engine.add(prompt)
 for completion in engine.drain(): ...
 """
 
-import json
 import logging
 import time
 from bisect import bisect_right
@@ -20,6 +19,7 @@ import torch
 from model.attention import check_block_size, checked_implementation
 from model.cache import BlockPool
 from model.capacity import cache_tokens
+from model.checkpoint import checkpoint_folder, read_stop_token_ids
 from model.config import read_config
 from model.drafts import OVERHEADS, Drafter
 from model.engine_options import DTYPES, EngineOptions
@@ -29,7 +29,7 @@ from model.layers import pack_weights
 from model.loops import CHECK_EVERY, clean_length
 from model.parallel import Group
 from model.prefix import BlockKeys
-from model.processor import checkpoint_folder, read_tokenizer
+from model.processor import read_tokenizer
 from model.qwen3_vl import Qwen3VL
 from model.ranks import Followers, Leader, rank_device
 from model.request import Completion, EngineStats, FinishReason, Prompt
@@ -373,18 +373,3 @@ def _follow(group: Group, leader: Leader, folder: Path, options: EngineOptions) 
         else:
             assert engine.progress == message, f"rank {group.rank} is at {engine.progress}, rank 0 at {message}"
             engine.step()
-
-
-def read_stop_token_ids(folder: Path) -> frozenset[int]:
-    """The end-of-sequence ids of a checkpoint: those of generation_config.json, or else of config.json.
-
-    Raises ValueError when there are none: no answer would ever end by itself.
-    """
-    generation_file = folder / "generation_config.json"
-    generation = json.loads(generation_file.read_text()) if generation_file.is_file() else {}
-    config = json.loads((folder / "config.json").read_text())
-    for section in (generation, config, config.get("text_config", {})):
-        found = section.get("eos_token_id")
-        if found is not None:
-            return frozenset(found if isinstance(found, list) else [found])
-    raise ValueError(f"{folder}: neither generation_config.json nor config.json has an eos_token_id")

@@ -4,6 +4,8 @@ Where the device multiplies such blocks itself (Hopper) weights stay in this for
 token in groups of 128; elsewhere they are dequantised at load. Letters: N tokens, O out and I in features.
 """
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -65,11 +67,13 @@ class Fp8Linear(nn.Module):
         )
 
 
-def keep_in_fp8(decoder: nn.Module) -> None:
-    """Makes FP8 maps of the bias-free linear maps of a decoder's layers, in place, without values. Routers stay."""
+def keep_in_fp8(decoder: nn.Module, may_be_fp8: Callable[[str], bool]) -> None:
+    """Makes FP8 maps of the bias-free linear maps of a decoder's layers, in place, without values. Routers stay, and
+    what `may_be_fp8` denies, asked by the names that modules have below the decoder."""
     for name, module in list(decoder.named_modules()):
         for child_name, child in list(module.named_children()):
-            if isinstance(child, nn.Linear) and child_name != "gate" and name.startswith("layers."):
+            is_map = isinstance(child, nn.Linear) and child_name != "gate" and name.startswith("layers.")
+            if is_map and may_be_fp8(f"{name}.{child_name}"):
                 setattr(module, child_name, Fp8Linear(child.in_features, child.out_features))
 
 

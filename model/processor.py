@@ -5,46 +5,30 @@ Shapes: T tokens, P patches, C values of a patch, G grids, H x W pixels.
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import groupby, pairwise
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
-from huggingface_hub import snapshot_download
 from jinja2 import Template
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from numpy.typing import NDArray
 from PIL import Image
 from tokenizers import Tokenizer
 
+from model.checkpoint import checkpoint_folder, read_json, read_sampling, refuse_other_uses
 from model.config import ModelConfig, extended, read_config
 from model.positions import mrope_positions
+from model.preprocessing import (
+    ImageSizes,
+    VideoSizes,
+    read_image_sizes,
+    read_video_sizes,
+    resize_dimensions,
+)
 from model.request import Frames, Prompt, Sampling
-
-MAX_ASPECT = 200  # beyond it Qwen2-VL's resize rule is undefined
-
-
-def resize_dimensions(
-    height: int, width: int, *, multiple: int, min_pixels: float, max_pixels: float
-) -> tuple[int, int]:
-    """The size an image is resized to: both sides multiples of `multiple`, the area within the bounds where the rule
-    allows it, the aspect nearly kept (`smart_resize` of Qwen2-VL, which rounds half to even as Python does).
-
-    Raises ValueError for an empty image and for an aspect over 200.
-    """
-    if height < 1 or width < 1 or max(height, width) / min(height, width) > MAX_ASPECT:
-        raise ValueError(f"an image of {width} x {height} pixels cannot be resized: aspect over {MAX_ASPECT} or empty")
-    new_height, new_width = round(height / multiple) * multiple, round(width / multiple) * multiple
-    if new_height * new_width > max_pixels:
-        shrink = (height * width / max_pixels) ** 0.5
-        new_height = max(multiple, int(height / shrink / multiple) * multiple)
-        new_width = max(multiple, int(width / shrink / multiple) * multiple)
-    elif new_height * new_width < min_pixels:
-        grow = (min_pixels / (height * width)) ** 0.5
-        new_height = -int(-height * grow // multiple) * multiple
-        new_width = -int(-width * grow // multiple) * multiple
-    return new_height, new_width
 
 
 def frame_patches(pixels_THWC: NDArray[np.uint8], *, patch_size: int, merge_size: int) -> NDArray[np.uint8]:
@@ -63,27 +47,26 @@ def frame_patches(pixels_THWC: NDArray[np.uint8], *, patch_size: int, merge_size
     return np.ascontiguousarray(ordered).reshape(-1, channels * patch_size * patch_size)
 
 
-def checkpoint_folder(model: str) -> Path:
-    """`model` when it is a folder, otherwise the local snapshot of that hub repository, downloaded when it is missing.
+def read_tokenizer(folder: Path, *, for_text: bool = False) -> Tokenizer:
+    """The checkpoint's tokenizer, for which `<|image_pad|>` in a text is 13 characters and not an image.
 
-    Raises ValueError when it is neither.
+    With `for_text` that holds for all added tokens, also those that are not special and so are no control tokens to
+    the library (`<think>`, `<tool_call>`, `<|fim_prefix|>`): what somebody wrote is never more than its characters.
+    Such a tokenizer would leave them out of answers, where they belong when a model writes them.
     """
-    if Path(model).is_dir():
-        return Path(model)
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", model):
-        raise ValueError(f"model {model!r} is neither a folder nor a hub id such as Qwen/Qwen3-VL-8B-Instruct")
-    try:
-        return Path(snapshot_download(model, allow_patterns=["*.json", "*.safetensors", "*.txt", "*.jinja"]))
-    except OSError as error:
-        raise ValueError(f"model {model!r} is no folder here and could not be had from the hub: {error}") from error
-
-
-def read_tokenizer(folder: Path) -> Tokenizer:
-    """The checkpoint's tokenizer, for which `<|image_pad|>` in a text is 13 characters and not an image."""
     path = folder / "tokenizer.json"
     if not path.is_file():
         raise ValueError(f"{folder} has no tokenizer.json")
-    tokenizer = Tokenizer.from_file(str(path))
+    content = path.read_text(encoding="utf-8")
+    if for_text:
+        parsed = read_json(path)
+        for token in parsed.get("added_tokens") or ():
+            token["special"] = True
+        content = json.dumps(parsed)
+    try:
+        tokenizer = Tokenizer.from_str(content)
+    except Exception as error:
+        raise ValueError(f"{path} cannot be read: {error}") from error
     tokenizer.encode_special_tokens = True
     return tokenizer
 
@@ -96,47 +79,23 @@ def read_chat_template(folder: Path) -> Template:
         return environment.from_string(plain.read_text())
     for name in ("chat_template.json", "tokenizer_config.json"):
         path = folder / name
-        source = json.loads(path.read_text()).get("chat_template") if path.is_file() else None
+        source = read_json(path).get("chat_template") if path.is_file() else None
         if source:
             return environment.from_string(source)
     raise ValueError(f"{folder} has no chat template")
 
 
+# Where vision_start and vision_end stand in a video: around each frame pair and around all of them (transformers from
+# 5.10 on), or around each pair only (before, and vLLM).
+VideoMarks = Literal["all", "pairs"]
+
+
 @dataclass(frozen=True, slots=True)
-class VideoSizes:
-    """What the checkpoint wants of videos."""
+class Turn:
+    """What one side of a conversation says: texts and frames, in order."""
 
-    fps: float
-    max_frames: int
-    min_pixels: int  # of all frames of a clip together
-    max_pixels: int
-
-    def frame_dimensions(self, frames: int, height: int, width: int, *, multiple: int) -> tuple[int, int]:
-        """The size each of an even number of frames is resized to (`smart_resize` of Qwen3-VL's video processor).
-
-        Raises ValueError as `resize_dimensions` does.
-        """
-        assert frames % 2 == 0, f"{frames} frames make no pairs"
-        if 0 < min(height, width) < multiple:  # enlarged before the bounds are looked at
-            scale = multiple / min(height, width)
-            height, width = int(height * scale), int(width * scale)
-        return resize_dimensions(
-            height,
-            width,
-            multiple=multiple,
-            min_pixels=self.min_pixels / frames,
-            max_pixels=self.max_pixels / frames,
-        )
-
-
-def read_video_sizes(folder: Path) -> VideoSizes | None:
-    """What the checkpoint's own file says; None when it has none."""
-    path = folder / "video_preprocessor_config.json"
-    if not path.is_file():
-        return None
-    sizes = json.loads(path.read_text())
-    bounds = sizes["size"]
-    return VideoSizes(float(sizes["fps"]), sizes["max_frames"], bounds["shortest_edge"], bounds["longest_edge"])
+    role: str  # "system", "user" or "assistant"
+    content: Sequence[str | Frames]
 
 
 @dataclass(frozen=True)
@@ -146,25 +105,25 @@ class Processor:
     config: ModelConfig
     tokenizer: Tokenizer
     chat_template: Template
-    min_image_pixels: int
-    max_image_pixels: int
+    image: ImageSizes
     video: VideoSizes | None  # None: the checkpoint says nothing about videos
+    file_sampling: Sampling  # what generation_config.json wants
+    video_marks: VideoMarks = "all"
 
     @classmethod
-    def from_pretrained(cls, model: str) -> "Processor":
+    def from_pretrained(cls, model: str, *, video_marks: VideoMarks = "all") -> "Processor":
         """`model`: a folder or a hub id. Raises ValueError for what is missing in it."""
         folder = checkpoint_folder(model)
-        sizes_file = folder / "preprocessor_config.json"
-        if not sizes_file.is_file():
-            raise ValueError(f"{folder} has no preprocessor_config.json")
-        sizes = json.loads(sizes_file.read_text())
+        refuse_other_uses(model, folder)
+        config = read_config(folder)
         return cls(
-            config=read_config(folder),
-            tokenizer=read_tokenizer(folder),
+            config=config,
+            tokenizer=read_tokenizer(folder, for_text=True),
             chat_template=read_chat_template(folder),
-            min_image_pixels=sizes["size"]["shortest_edge"],
-            max_image_pixels=sizes["size"]["longest_edge"],
-            video=read_video_sizes(folder),
+            image=read_image_sizes(folder, config),
+            video=read_video_sizes(folder, config),
+            file_sampling=read_sampling(folder),
+            video_marks=video_marks,
         )
 
     def check_context(self, max_context: int | None, rope_scaling_factor: float | None, longest: int) -> None:
@@ -181,7 +140,19 @@ class Processor:
     @property
     def max_image_tokens(self) -> int:
         """The most visual tokens the checkpoint wants one image to take."""
-        return self.max_image_pixels // self.pixel_multiple**2
+        return self.image.max_pixels // self.pixel_multiple**2
+
+    @property
+    def thinks(self) -> bool:
+        """Whether answers begin with reasoning: the chat template opens it at the end of a prompt."""
+        think = self.tokenizer.token_to_id("<think>")
+        return think is not None and think in self._render([Turn("user", [""])])[-2:]  # a line break may follow
+
+    @property
+    def sampling(self) -> Sampling:
+        """How answers are written when nobody says how: greedy, so that pages are read as they are. Thinking
+        checkpoints, which run in circles when they are greedy, as their own file wants."""
+        return self.file_sampling if self.thinks else Sampling()
 
     def fit_image(self, image: Image.Image) -> Frames:
         """An image of any size as Frames, resized (bicubic, antialiased) by the checkpoint's own rule."""
@@ -190,8 +161,8 @@ class Processor:
             rgb.height,
             rgb.width,
             multiple=self.pixel_multiple,
-            min_pixels=self.min_image_pixels,
-            max_pixels=self.max_image_pixels,
+            min_pixels=self.image.min_pixels,
+            max_pixels=self.image.max_pixels,
         )
         resized = rgb.resize((width, height), Image.Resampling.BICUBIC)
         return Frames(np.asarray(resized, dtype=np.uint8)[None])
@@ -205,20 +176,32 @@ class Processor:
         draft_text: str = "",
         draft_from: str | None = None,
     ) -> Prompt:
-        """One user turn of texts and frames, in order, as a Prompt. Special tokens written out in a text are read as
-        the characters they are made of.
+        """One user turn of texts and frames, in order, as a Prompt. Added tokens written out in a text, special or not,
+        are read as the characters they are made of.
 
         Raises ValueError for frames whose sides are no multiples of `pixel_multiple` or whose times do not fit.
         """
+        turns = [Turn("user", content)]
+        return self.encode_conversation(key, turns, sampling, draft_text=draft_text, draft_from=draft_from)
+
+    def encode_conversation(
+        self,
+        key: str,
+        turns: Sequence[Turn],
+        sampling: Sampling,
+        *,
+        draft_text: str = "",
+        draft_from: str | None = None,
+    ) -> Prompt:
+        """A conversation whose next turn is the model's, as a Prompt; everything else as `encode` does it."""
         token_ids: list[int] = []
-        for piece in self._render(content):
-            if isinstance(piece, Frames):
-                token_ids += self._visual_tokens(piece)
-            else:
-                token_ids += [piece] if isinstance(piece, int) else self._text_tokens(piece)
+        for is_text, run in groupby(self._pieces(turns), lambda piece: isinstance(piece, str)):
+            # Texts that meet, such as the user's and a time, are one to the tokenizer, as in transformers.
+            pieces = list(run)
+            token_ids += self._text_tokens("".join(map(str, pieces))) if is_text else map(int, pieces)
         token_ids_T = np.array(token_ids, dtype=np.int32)
         grids, patches = [], []
-        for frames in (part for part in content if isinstance(part, Frames)):
+        for frames in (part for turn in turns for part in turn.content if isinstance(part, Frames)):
             grids += self._grids(frames)
             patches.append(self._patches(frames))
         grids_G3 = np.array(grids, dtype=np.int32).reshape(-1, 3)
@@ -241,27 +224,32 @@ class Processor:
             draft_from=draft_from,
         )
 
-    def _render(self, content: Sequence[str | Frames]) -> list[str | int | Frames]:
-        """The whole turn by the checkpoint's chat template, cut into text, ids of special tokens, and frames.
+    def _render(self, turns: Sequence[Turn]) -> list[str | int | Frames]:
+        """All turns by the checkpoint's chat template, cut into text, ids of added tokens, and frames.
 
         The template sees a numbered mark in place of each text, so that nothing in a text can be taken for its syntax.
         """
-        texts = [part for part in content if isinstance(part, str)]
+        parts = [part for turn in turns for part in turn.content]
+        texts = [part for part in parts if isinstance(part, str)]
         mark = "\ue000{}\ue001"
         numbers = iter(range(len(texts)))
-        parts = [
-            {"type": "text", "text": mark.format(next(numbers))}
-            if isinstance(part, str)
-            else {"type": "image" if part.seconds is None else "video"}
-            for part in content
+        messages = [
+            {
+                "role": turn.role,
+                "content": [
+                    {"type": "text", "text": mark.format(next(numbers))}
+                    if isinstance(part, str)
+                    else {"type": "image" if part.seconds is None else "video"}
+                    for part in turn.content
+                ],
+            }
+            for turn in turns
         ]
-        rendered = self.chat_template.render(
-            messages=[{"role": "user", "content": parts}], add_generation_prompt=True, tools=None
-        )
-        frames = iter([part for part in content if isinstance(part, Frames)])
+        rendered = self.chat_template.render(messages=messages, add_generation_prompt=True, tools=None)
+        frames = iter([part for part in parts if isinstance(part, Frames)])
         special_ids = {token.content: id for id, token in self.tokenizer.get_added_tokens_decoder().items()}
         pieces: list[str | int | Frames] = []
-        for piece in re.split("(" + "|".join(re.escape(token) for token in special_ids) + ")", rendered):
+        for piece in filter(None, re.split("(" + "|".join(map(re.escape, special_ids)) + ")", rendered)):
             if piece not in special_ids:
                 pieces.append(re.sub(mark.format(r"(\d+)"), lambda found: texts[int(found[1])], piece))
             elif special_ids[piece] in (self.config.image_token_id, self.config.video_token_id):
@@ -270,23 +258,48 @@ class Processor:
                 pieces.append(special_ids[piece])
         return pieces
 
+    def _pieces(self, turns: Sequence[Turn]) -> Iterator[str | int]:
+        """The conversation as texts and single tokens."""
+        for piece in self._marked(self._render(turns)):
+            if isinstance(piece, Frames):
+                yield from self._visual_pieces(piece)
+            else:
+                yield piece
+
+    def _marked(self, pieces: list[str | int | Frames]) -> list[str | int | Frames]:
+        """`pieces`, without what the template puts around all frames of a video where `video_marks` says so."""
+        if self.video_marks == "all":
+            return pieces
+        kept: list[str | int | Frames] = []
+        for number, piece in enumerate(pieces):
+            beside = (pieces[number + 1 : number + 2], pieces[number - 1 : number])
+            wanted = (self.config.vision_start_token_id, self.config.vision_end_token_id)
+            is_mark = any(
+                piece == mark and near and isinstance(near[0], Frames) and near[0].seconds is not None
+                for mark, near in zip(wanted, beside, strict=True)
+            )
+            if not is_mark:
+                kept.append(piece)
+        return kept
+
     def _text_tokens(self, text: str) -> list[int]:
         return self.tokenizer.encode(text, add_special_tokens=False).ids
 
-    def _visual_tokens(self, frames: Frames) -> list[int]:
-        """What stands between <|vision_start|> and <|vision_end|> of the template: the image's tokens, or for every
-        frame pair its time and its tokens in a start and end of their own (as transformers has it since 5.10)."""
+    def _visual_pieces(self, frames: Frames) -> Iterator[str | int]:
+        """What stands in place of the template's one <|image_pad|> or <|video_pad|>: the image's tokens, or for every
+        frame pair its time and its tokens in a start and end of their own."""
         config = self.config
         _, height, width, _ = frames.pixels_THWC.shape
         tokens = (height // config.pixel_multiple) * (width // config.pixel_multiple)
         if frames.seconds is None:
-            return [config.image_token_id] * tokens
-        pair = [config.vision_start_token_id, *[config.video_token_id] * tokens, config.vision_end_token_id]
-        token_ids: list[int] = []
+            yield from [config.image_token_id] * tokens
+            return
         for first, second in self._pairs(frames):
             middle = (frames.seconds[first] + frames.seconds[second]) / 2
-            token_ids += self._text_tokens(f"<{middle:.1f} seconds>") + pair
-        return token_ids
+            yield f"<{middle:.1f} seconds>"
+            yield config.vision_start_token_id
+            yield from [config.video_token_id] * tokens
+            yield config.vision_end_token_id
 
     def _pairs(self, frames: Frames) -> list[tuple[int, int]]:
         """Indexes of the frames shown together; an odd last frame is shown twice."""

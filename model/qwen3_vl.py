@@ -79,8 +79,9 @@ class Qwen3VL(nn.Module):
 
     def logits(self, hidden_NE: Tensor) -> Tensor:
         """-> [N, V]; with several ranks the columns of this rank's share of the vocabulary."""
-        tied = self.config.tie_word_embeddings
-        return F.linear(hidden_NE, (self.model.language_model.embed_tokens if tied else self.lm_head).weight)
+        if self.config.tie_word_embeddings:
+            return F.linear(hidden_NE, self.model.language_model.embed_tokens.weight)
+        return self.lm_head(hidden_NE)
 
 
 def empty_model(
@@ -97,5 +98,5 @@ def empty_model(
     with torch.device("meta"):
         model = Qwen3VL(config, group).to(dtype)
         if fp8:
-            keep_in_fp8(model.model.language_model)
+            keep_in_fp8(model.model.language_model, lambda name: config.may_be_fp8(f"model.language_model.{name}"))
     return model if str(device) == "meta" else model.to_empty(device=device)

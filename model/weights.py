@@ -14,16 +14,17 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from model.checkpoint import checkpoint_folder
 from model.config import ModelConfig, extended, read_config
 from model.fp8 import FP8, dequantise, multiplies_fp8_blocks, quantise, scale_shape
 from model.parallel import ALONE, Cut, Group, cuts_of
-from model.processor import checkpoint_folder
 from model.qwen3_vl import Qwen3VL, empty_model
 
 logger = logging.getLogger(__name__)
 
 ExpertLayout = Literal["auto", "official", "transformers"]
 Quantization = Literal["fp8"]
+TIED_HEAD = "lm_head.weight"  # stored besides by official FP8 checkpoints whose head is that of the embedding
 QUANTISABLE = re.compile(r"model\.language_model\.layers\.\d+\..*_proj(\.weight)?")  # neither routers nor norms
 NAMED_AT_MOST = 10  # tensors in an error
 MAPPED_BYTES = 2**27  # of a file that are mapped at a time: what was read counts as ours until the mapping ends
@@ -125,13 +126,7 @@ def load_weights(
     matrices with their scales are dequantised for parameters of another dtype, others are quantised for FP8
     parameters; with `quantization` both happens.
     """
-    stored = stored_tensors(folder)
-    targets = targets_on_disk(network, stored, expert_layout)
-    scale_names = {scale_name(name): name for name in targets if name in stored and stored[name].dtype == "F8_E4M3"}
-    if scale_names and not network.config.fp8:
-        raise ValueError(f"{folder} holds FP8 tensors, but its config.json has no quantization_config")
-    if problems := _differences(targets, stored, scale_names):
-        raise ValueError(f"{folder} does not fit its config.json: {'; '.join(problems)}")
+    stored, targets, scale_names = plan_load(network, folder, expert_layout)
     scales = {scale_names[name]: value.clone() for name, value in _read(stored, list(scale_names))}
     with torch.no_grad():
         for name, value in _read(stored, [name for name in targets if name in stored]):
@@ -143,10 +138,36 @@ def load_weights(
                 targets[scale_name(name)].fill(scale)
             elif name in scales:
                 target.fill(dequantise(value.to(device), scales[name].to(device)))
-            elif quantization == "fp8" and QUANTISABLE.fullmatch(name):
+            elif quantization == "fp8" and QUANTISABLE.fullmatch(name) and network.config.may_be_fp8(_module(name)):
                 target.fill(dequantise(*quantise(value.to(device))))
             else:
                 target.fill(value)
+
+
+def plan_load(
+    network: Qwen3VL, folder: Path, expert_layout: ExpertLayout = "auto"
+) -> tuple[dict[str, Stored], dict[str, Target], dict[str, str]]:
+    """What will be read, where it goes, and for the name of each scale that of the FP8 tensor it belongs to. Only
+    headers are read, so `network` may be on the meta device.
+
+    Raises ValueError, with the names, unless the tensors on disk are exactly those that `network` needs.
+    """
+    stored = stored_tensors(folder)
+    targets = targets_on_disk(network, stored, expert_layout)
+    scale_names = {scale_name(name): name for name in targets if name in stored and stored[name].dtype == "F8_E4M3"}
+    if scale_names and not network.config.fp8:
+        raise ValueError(f"{folder} holds FP8 tensors, but its config.json has no quantization_config")
+    if network.config.tie_word_embeddings:  # a copy of the embedding, which is not read, as transformers does not
+        stored.pop(TIED_HEAD, None)
+    if mistaken := sorted(name for name in scale_names.values() if not network.config.may_be_fp8(_module(name))):
+        raise ValueError(f"{folder}: quantization_config leaves out {_some(mistaken)}, and they are stored in FP8")
+    if problems := _differences(targets, stored, scale_names):
+        raise ValueError(f"{folder} does not fit its config.json: {'; '.join(problems)}")
+    return stored, targets, scale_names
+
+
+def _module(name: str) -> str:
+    return name.removesuffix(".weight")
 
 
 def scale_name(name: str) -> str:

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from model.processor import Processor
+from model.processor import Processor, VideoMarks
 from model.request import Frames, Prompt, Sampling
 from pipeline.documents import DocumentOptions
 from pipeline.job import resolve_model
@@ -30,6 +30,7 @@ class DecodeOptions:
     sampling: Sampling
     memory_bytes: int  # of the child
     piece_timeout_seconds: float
+    video_marks: VideoMarks = "all"
 
 
 class Decoder:
@@ -37,7 +38,7 @@ class Decoder:
 
     def __init__(self, options: DecodeOptions) -> None:
         self._options = options
-        self._processor = Processor.from_pretrained(resolve_model(options.model))
+        self._processor = Processor.from_pretrained(resolve_model(options.model), video_marks=options.video_marks)
         self._sandbox = Sandbox(memory_bytes=options.memory_bytes)
 
     def __call__(self, row: Row) -> Row:

@@ -4,13 +4,14 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TextIO
+from typing import TextIO, cast
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import ray
 
-from model.processor import Processor, checkpoint_folder
+from model.checkpoint import checkpoint_folder
+from model.processor import Processor, VideoMarks
 from model.request import Sampling
 from pipeline.books import Books, FrozenSurvey
 from pipeline.close import close_shards
@@ -47,6 +48,7 @@ class Setup:
     books: Books
     prompt: PagePrompt | VideoPrompt
     media: DocumentOptions | VideoOptions
+    sampling: Sampling
     settings: dict[str, str]  # of the answers, by name
     listing: pa.Table | None  # the inputs in the shape of ASSETS; None when the survey is frozen already
     finished: Manifest | None  # of a job that is done
@@ -58,6 +60,7 @@ def prepare(job: ParseJob | IndexJob) -> Setup:
     Raises ValueError.
     """
     processor = Processor.from_pretrained(resolve_model(job.model))
+    sampling = job.sampling(processor.sampling)
     processor.config.check_tensor_parallel(job.tensor_parallel)
     prompt: PagePrompt | VideoPrompt
     media: DocumentOptions | VideoOptions
@@ -71,7 +74,7 @@ def prepare(job: ParseJob | IndexJob) -> Setup:
         prompt_tokens = job.max_tokens_per_page
     longest = prompt_tokens + job.max_new_tokens + INSTRUCTION_TOKENS
     processor.check_context(job.max_context or None, job.rope_scaling or None, longest)
-    settings = answer_settings(job, prompt)
+    settings = answer_settings(job, prompt, sampling)
     store = Store(job.store_options)
     books = Books(store, job.output)
     try:
@@ -81,7 +84,7 @@ def prepare(job: ParseJob | IndexJob) -> Setup:
         finished = finished_manifest(store, job.output, survey)
     except OSError as error:
         raise ValueError(f"output {job.output} cannot be used: {error}") from error
-    return Setup(job, kind, books, prompt, media, settings, listing, finished)
+    return Setup(job, kind, books, prompt, media, sampling, settings, listing, finished)
 
 
 def document_media(job: ParseJob, processor: Processor) -> DocumentOptions:
@@ -258,9 +261,8 @@ def decode_options(setup: Setup, resources: Resources) -> DecodeOptions:
         media=setup.media,
         model=setup.job.model,
         instructions=setup.prompt.instructions,
-        sampling=Sampling(
-            max_new_tokens=setup.job.max_new_tokens, max_reasoning_tokens=setup.job.max_reasoning_tokens or None
-        ),
+        video_marks=cast(VideoMarks, setup.job.video_marks) if isinstance(setup.job, IndexJob) else "all",
+        sampling=setup.sampling,
         memory_bytes=resources.child_memory_bytes,
         piece_timeout_seconds=setup.job.piece_timeout_seconds,
     )

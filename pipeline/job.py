@@ -3,11 +3,13 @@
 import hashlib
 import json
 import re
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
-from model.processor import checkpoint_folder
+from model.checkpoint import checkpoint_folder
+from model.processor import VideoMarks
+from model.request import Sampling
 from pipeline.documents import selected_pages
 from pipeline.prompts import PagePrompt, VideoPrompt
 from pipeline.store import StoreOptions
@@ -41,6 +43,12 @@ class Job:
     max_reasoning_tokens: int = _option(
         0, "most tokens of it that a thinking model may reason before it has to answer; 0: no limit of its own"
     )
+    temperature: float | None = _option(
+        None, "0: greedy, more: how freely tokens are drawn; left out: greedy, thinking models as their own file says"
+    )
+    top_p: float | None = _option(None, "draw from the fewest tokens that reach this sum of probabilities (0 to 1)")
+    top_k: int | None = _option(None, "draw from this many of the likeliest tokens; 0: all")
+    seed: int = _option(0, "makes drawn answers repeatable")
     dtype: str = _option("auto", "auto (float32 on cpu, the checkpoint's own on cuda), float32 or bfloat16")
     quantization: str | None = _option(None, "fp8: the decoder's matrices as FP8 blocks, made at load")
     kv_cache_dtype: str | None = _option(None, "fp8: the key/value cache in half the memory, less exact")
@@ -93,8 +101,22 @@ class Job:
         )
         _require(self.tokens_per_second >= 0, f"tokens_per_second must be 0 or more, not {self.tokens_per_second}")
         _require(0 <= self.max_failure_rate <= 1, f"max_failure_rate must lie in 0 to 1, not {self.max_failure_rate}")
+        self.sampling(Sampling())
         self.store_options  # noqa: B018 - raises when it cannot be
         self.replica_range  # noqa: B018 - raises when it cannot be read
+
+    def sampling(self, by_default: Sampling) -> Sampling:
+        """How answers are written: what the options say, and `by_default` where they say nothing. Raises ValueError."""
+        given = {name: getattr(self, name) for name in ("temperature", "top_p", "top_k")}
+        if given["temperature"] == 0:  # greedy, whatever else the checkpoint would like
+            by_default = Sampling()
+        return replace(
+            by_default,
+            max_new_tokens=self.max_new_tokens,
+            max_reasoning_tokens=self.max_reasoning_tokens or None,
+            seed=self.seed,
+            **{name: value for name, value in given.items() if value is not None},
+        )
 
     @property
     def store_options(self) -> StoreOptions:
@@ -175,6 +197,11 @@ class IndexJob(Job):
         0, "most visual tokens of a window: fewer make its frames smaller, more larger; 0: as the checkpoint wants"
     )
     max_frames_per_window: int = _option(0, "most frames of a window, for windows of hours; 0: as the checkpoint wants")
+    video_marks: str = _option(
+        "all",
+        "marks of frames in a prompt: all (around each pair and around all of a window, as transformers does from 5.10 "
+        "on), or pairs (around each pair only, as before)",
+    )
     shot_cuts: bool = _option(True, "a window ends early, by half of the overlap at most, where a shot does")
     window_timeout_seconds: float = _option(600.0, "longest time to open a video or to decode a window")
 
@@ -182,6 +209,10 @@ class IndexJob(Job):
         Job.__post_init__(self)
         for name in ("fps", "window_seconds", "max_tokens_per_window", "max_frames_per_window"):
             _require(getattr(self, name) >= 0, f"{name} must be 0 (automatic) or more, not {getattr(self, name)}")
+        _require(
+            self.video_marks in get_args(VideoMarks),
+            f"video_marks must be one of {', '.join(get_args(VideoMarks))}, not {self.video_marks!r}",
+        )
         _require(
             self.window_timeout_seconds > 0,
             f"window_timeout_seconds must be more than 0, not {self.window_timeout_seconds}",
@@ -212,9 +243,12 @@ ANSWER_FIELDS = (
 PARSE_ANSWER_FIELDS = ("pages", "max_pages", "min_tokens_per_page", "max_tokens_per_page", *ANSWER_FIELDS)
 INDEX_ANSWER_FIELDS = (
     *("query", "question", "fps", "window_seconds", "overlap_seconds", "max_tokens_per_window"),
-    *("max_frames_per_window", "shot_cuts"),
+    *("max_frames_per_window", "shot_cuts", "video_marks"),
     *ANSWER_FIELDS,
 )
+# Options that came after the first outputs were written: at these values rows are as they were before, and nothing is
+# recorded, so that an output which was begun without them can be gone on with.
+LATER_FIELDS = {"video_marks": "all"}
 
 
 def resolve_model(model: str) -> str:
@@ -222,15 +256,22 @@ def resolve_model(model: str) -> str:
     return str(CHECKOUT / model) if (CHECKOUT / model).is_dir() else model
 
 
-def answer_settings(job: ParseJob | IndexJob, prompt: PagePrompt | VideoPrompt) -> dict[str, str]:
-    """Everything the answers depend on, by name, as text: two jobs with equal settings write equal rows."""
+def answer_settings(job: ParseJob | IndexJob, prompt: PagePrompt | VideoPrompt, sampling: Sampling) -> dict[str, str]:
+    """Everything the answers depend on, by name, as text: two jobs with equal settings write equal rows. How tokens are
+    drawn is left out where it is as before there were options for it (also a greedy answer is drawn behind a loop)."""
+    draws = {name: getattr(sampling, name) for name in ("temperature", "top_p", "top_k", "seed")}
     return {
         "model": job.model,
         "model_fingerprint": fingerprint(checkpoint_folder(resolve_model(job.model))),
         "prompt": job.prompt,
         "instruction": "\n".join(prompt.instructions),
         "output_format": prompt.output,
-        **{name: str(getattr(job, name)) for name in job.answer_fields},
+        **{
+            name: str(getattr(job, name))
+            for name in job.answer_fields
+            if name not in LATER_FIELDS or getattr(job, name) != LATER_FIELDS[name]
+        },
+        **{name: str(value) for name, value in draws.items() if value != getattr(Sampling(), name)},
     }
 
 

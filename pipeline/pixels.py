@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageFilter
 
-from model.processor import MAX_ASPECT, resize_dimensions
+from model.preprocessing import MAX_ASPECT, resize_dimensions
 from pipeline.records import Box, Page, PageFacts, Word
 
 WHOLE_PAGE: Box = (0.0, 0.0, 1.0, 1.0)

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from model.processor import VideoSizes
+from model.preprocessing import VideoSizes
 
 DEFAULT_WINDOW_SECONDS = 60.0
 OVERLAP_SHARE = 6  # by default windows overlap by a sixth of their length

@@ -23,7 +23,7 @@ import psutil
 from PIL import Image
 from reportlab.pdfgen.canvas import Canvas
 
-from model.processor import VideoSizes
+from model.preprocessing import VideoSizes
 from model.request import Completion
 from pipeline.decode import DecodeOptions, read_unit
 from pipeline.documents import DocumentInfo, DocumentOptions

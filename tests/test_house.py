@@ -14,6 +14,8 @@ LATE = {
     ("pipeline.replica", name) for name in ("model.engine", "model.engine_options")
 }  # inside the actor, so that nobody else loads torch
 DOORS = {
+    "model.checkpoint",
+    "model.preprocessing",
     "model.processor",
     "model.engine",
     "model.engine_options",

@@ -10,7 +10,7 @@ import pytest
 
 from jobs.event_scores import score_events, told_events
 from jobs.sample_videos import SampleClip, answer_for, make_clip, pairs_of, write_video
-from model.processor import VideoSizes
+from model.preprocessing import VideoSizes
 from pipeline.merge_events import merge_events
 from pipeline.parse_events import parse_events
 from pipeline.records import Event, Window

@@ -14,7 +14,8 @@ from PIL import Image, ImageDraw
 from tiny import Pair, every_row, random_frames, random_pair, random_prompt, their_inputs, their_pixels
 from transformers import AutoTokenizer, Qwen3VLForConditionalGeneration
 
-from model.engine import Engine, read_stop_token_ids
+from model.checkpoint import read_stop_token_ids
+from model.engine import Engine
 from model.engine_options import EngineOptions
 from model.processor import Processor
 from model.request import Completion, Frames, Prompt, Sampling

@@ -13,9 +13,11 @@ from tiny import random_pair
 
 import model.fp8
 import model.weights
+from model.config import read_config
 from model.engine import Engine
 from model.engine_options import EngineOptions
 from model.fp8 import Fp8Linear, dequantise, quantise
+from model.qwen3_vl import empty_model
 from model.weights import from_pretrained
 
 OFFICIAL = {
@@ -219,3 +221,18 @@ def test_an_fp8_cache_is_near_the_exact_one_and_does_not_depend_on_chunks(tmp_pa
     assert [one.mean_logprob for one in exact] != [two.mean_logprob for two in rounded]
     with pytest.raises(ValueError, match="kv_cache_dtype 'fp8': flash_attention_2"):
         EngineOptions(kv_cache_dtype="fp8", attn_implementation="flash_attention_2", block_size=256)
+
+
+def test_layers_that_the_checkpoint_leaves_out_stay_as_they_were_trained(tmp_path):
+    random_pair(1, tmp_path)
+    as_fp8(tmp_path)
+    path = tmp_path / "config.json"
+    config = json.loads(path.read_text())
+    config["quantization_config"] = OFFICIAL | {"ignored_layers": ["model.language_model.layers.1"]}
+    path.write_text(json.dumps(config))
+    network = empty_model(read_config(tmp_path), device="meta", dtype=torch.bfloat16, fp8=True)
+    kept = {name for name, module in network.named_modules() if isinstance(module, Fp8Linear)}
+    assert any(".layers.0." in name for name in kept)
+    assert not any(".layers.1." in name for name in kept)
+    with pytest.raises(ValueError, match=r"leaves out model.language_model.layers.1.*stored in FP8"):
+        from_pretrained(str(tmp_path))

@@ -11,7 +11,8 @@ from transformers import AutoTokenizer
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 from transformers.models.qwen3_vl.video_processing_qwen3_vl import smart_resize
 
-from model.processor import Processor, VideoSizes, frame_patches, resize_dimensions
+from model.preprocessing import VideoSizes, resize_dimensions
+from model.processor import Processor, frame_patches
 from model.request import Frames, Prompt, Sampling
 from model.vision import PatchEmbedding
 

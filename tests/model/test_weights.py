@@ -10,6 +10,8 @@ from safetensors.torch import load_file, save_file
 from tiny import random_config, random_pair
 from transformers import Qwen3VLForConditionalGeneration, Qwen3VLMoeForConditionalGeneration
 
+from model.attention import PackedCausal
+from model.layers import pack_weights
 from model.weights import from_pretrained, save_weights
 
 DEMO = Path(__file__).parents[2] / "model" / "demo"
@@ -155,3 +157,32 @@ def test_transformers_loads_the_demo_checkpoint_without_a_missing_or_unexpected_
 
     assert not report["missing_keys"]
     assert not report["unexpected_keys"]
+
+
+def drawn_pair(folder, *, tied):
+    """A random pair whose head is that of the embedding, or a matrix of its own as that of 8B and larger."""
+    seed = 0
+    while (pair := random_pair(seed, folder)).config.tie_word_embeddings != tied:
+        seed += 1
+    return pair
+
+
+def test_an_untied_head_that_is_packed_for_a_cpu_gives_the_logits_of_transformers(tmp_path):
+    pair = drawn_pair(tmp_path, tied=False)
+    ids = torch.arange(5, 25)
+    with torch.inference_mode():
+        pack_weights(pair.ours)
+        hidden = pair.ours(ids, ids.expand(3, -1) - 5, PackedCausal([20]))
+        theirs = pair.theirs(input_ids=ids[None], mm_token_type_ids=torch.zeros(1, 20, dtype=torch.int)).logits[0]
+        torch.testing.assert_close(pair.ours.logits(hidden), theirs, atol=1e-4, rtol=1e-4)
+
+
+def test_a_tied_checkpoint_may_store_its_head_besides_and_an_untied_one_must(tmp_path):
+    drawn_pair(tmp_path / "tied", tied=True)
+    embedding = "model.language_model.embed_tokens.weight"
+    rewrite(tmp_path / "tied", lambda tensors: tensors.update({"lm_head.weight": tensors[embedding].clone()}))
+    assert from_pretrained(str(tmp_path / "tied")).config.tie_word_embeddings
+    drawn_pair(tmp_path / "untied", tied=False)
+    rewrite(tmp_path / "untied", lambda tensors: tensors.pop("lm_head.weight"))
+    with pytest.raises(ValueError, match=r"1 missing \(lm_head.weight\)"):
+        from_pretrained(str(tmp_path / "untied"))

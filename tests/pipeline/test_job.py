@@ -5,8 +5,10 @@ import shutil
 
 import pytest
 
+from model.request import Sampling
 from pipeline.job import (
     CHECKOUT,
+    IndexJob,
     ParseJob,
     answer_settings,
     config_hash,
@@ -15,7 +17,7 @@ from pipeline.job import (
     redacted,
     resolve_model,
 )
-from pipeline.prompts import page_prompt
+from pipeline.prompts import VideoPrompt, page_prompt
 
 
 def job(**changes) -> ParseJob:
@@ -24,7 +26,7 @@ def job(**changes) -> ParseJob:
 
 def settings(**changes) -> dict[str, str]:
     changed = job(**changes)
-    return answer_settings(changed, page_prompt(changed.prompt))
+    return answer_settings(changed, page_prompt(changed.prompt), changed.sampling(Sampling()))
 
 
 @pytest.mark.parametrize(
@@ -77,6 +79,10 @@ CHANGES_ANSWERS = {
     "rope_scaling": 2.0,
     "dtype": "bfloat16",
     "keep_raw": True,
+    "temperature": 0.7,
+    "top_p": 0.9,
+    "top_k": 5,
+    "seed": 3,
 }
 CHANGES_NOTHING = {
     "input": "elsewhere",
@@ -145,7 +151,7 @@ def test_the_fingerprint_of_a_huge_file_samples_all_of_it(tmp_path):
 
 def test_a_password_is_never_written():
     secret = job(password=("hunter2", "hunter3"))
-    written = f"{redacted(secret)} {job_record(secret, answer_settings(secret, page_prompt('text')))}"
+    written = f"{redacted(secret)} {job_record(secret, answer_settings(secret, page_prompt('text'), Sampling()))}"
     assert "hunter" not in written
     assert redacted(secret)["password"] == "2 given"
 
@@ -154,3 +160,32 @@ def test_a_model_of_the_checkout_is_found_from_any_folder(monkeypatch, tmp_path)
     monkeypatch.chdir(tmp_path)
     assert resolve_model("model/demo") == str(CHECKOUT / "model" / "demo")
     assert resolve_model("Qwen/Qwen3-VL-8B-Instruct") == "Qwen/Qwen3-VL-8B-Instruct"
+
+
+def test_what_an_output_was_begun_with_before_an_option_existed_stays_the_same():
+    video = IndexJob(input="in", output="out")
+    recorded = answer_settings(video, VideoPrompt(("what",), ("",), "events"), video.sampling(Sampling()))
+    assert not recorded.keys() & {"video_marks", "temperature", "top_p", "top_k", "seed"}
+    pairs = dataclasses.replace(video, video_marks="pairs")
+    assert answer_settings(pairs, VideoPrompt(("what",), ("",), "events"), Sampling())["video_marks"] == "pairs"
+
+
+def test_the_options_win_over_what_a_checkpoint_wants_and_greedy_is_greedy():
+    wanted = Sampling(temperature=1.0, top_p=0.95, top_k=20)
+    assert job(max_new_tokens=9).sampling(wanted) == dataclasses.replace(wanted, max_new_tokens=9)
+    assert job(top_k=3, seed=5).sampling(wanted) == dataclasses.replace(wanted, max_new_tokens=4096, top_k=3, seed=5)
+    assert job(temperature=0.0).sampling(wanted) == Sampling()
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ({"temperature": -1.0}, "temperature must be 0"),
+        ({"top_p": 0.0}, "top_p must lie in"),
+        ({"top_k": -2}, "top_k must be 0"),
+        ({"seed": -1}, "seed must be 0"),
+    ],
+)
+def test_sampling_that_cannot_be_is_refused(option, message):
+    with pytest.raises(ValueError, match=message):
+        job(**option)

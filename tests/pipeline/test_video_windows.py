@@ -5,7 +5,8 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from model.processor import Processor, VideoSizes
+from model.preprocessing import VideoSizes
+from model.processor import Processor
 from model.request import Frames, Sampling
 from pipeline.flow import prepare
 from pipeline.job import IndexJob, resolve_model

@@ -9,7 +9,7 @@ from typing import Any
 import av
 import numpy as np
 
-from model.processor import VideoSizes
+from model.preprocessing import VideoSizes
 from pipeline.records import Window
 from pipeline.video_windows import VideoOptions, video_options
 from pipeline.videos import VideoInfo, inspect_video, read_windows
