@@ -6,13 +6,10 @@ from dataclasses import dataclass
 from typing import BinaryIO
 
 from pipeline.images import MAX_PIXELS, ImageFile
+from pipeline.media_types import PDF, sniff
 from pipeline.pdf import PdfFile
 from pipeline.pixels import PixelBudget
 from pipeline.records import BadInput, ErrorCode, Failure, Page, Stage
-
-PDF = "application/pdf"
-_PDF_HEADER_WITHIN = 1024  # bytes: what Acrobat accepts before the header, and PDFium
-_BMP_HEADER_BYTES = (12, 40, 52, 56, 64, 108, 124)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -136,39 +133,6 @@ def _open(file: BinaryIO, media_type: str, options: DocumentOptions) -> Iterator
             yield pdf
     else:
         yield ImageFile(file, media_type, max_pixels=options.max_image_pixels)
-
-
-def sniff(file: BinaryIO) -> str:
-    """The media type by content. Raises BadInput for an empty file and for a type that is not read here."""
-    file.seek(0)
-    head = file.read(_PDF_HEADER_WITHIN)
-    if not head:
-        raise BadInput(Stage.OPEN, ErrorCode.EMPTY_FILE, "the file has 0 bytes")
-    if media_type := _image_type(head):
-        return media_type
-    if b"%PDF-" in head:
-        return PDF
-    raise BadInput(Stage.OPEN, ErrorCode.UNSUPPORTED_TYPE, f"neither a PDF nor a known image; it begins {head[:8]!r}")
-
-
-def _image_type(head: bytes) -> str:
-    signatures = {
-        b"\x89PNG\r\n\x1a\n": "image/png",
-        b"\xff\xd8\xff": "image/jpeg",
-        b"GIF87a": "image/gif",
-        b"GIF89a": "image/gif",
-        b"II*\0": "image/tiff",
-        b"MM\0*": "image/tiff",
-        b"II+\0": "image/tiff",
-        b"MM\0+": "image/tiff",
-    }
-    for signature, media_type in signatures.items():
-        if head.startswith(signature):
-            return media_type
-    if head.startswith(b"RIFF") and head[8:12] == b"WEBP":
-        return "image/webp"
-    is_bmp = head.startswith(b"BM") and int.from_bytes(head[14:18], "little") in _BMP_HEADER_BYTES
-    return "image/bmp" if is_bmp else ""
 
 
 def selected_pages(pages: str, count: int) -> tuple[int, ...]:

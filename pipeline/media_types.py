@@ -1,0 +1,202 @@
+"""What a file is, by its head alone: one table of magic numbers, of what is read and of what is refused by name."""
+
+from typing import BinaryIO
+
+from pipeline.records import BadInput, ErrorCode, Stage
+
+PDF = "application/pdf"
+_HEAD_BYTES = 1024  # what Acrobat accepts before the header of a PDF, and PDFium
+
+_IMAGES = (
+    (0, b"\x89PNG\r\n\x1a\n", "image/png"),
+    (0, b"\xff\xd8\xff", "image/jpeg"),
+    (0, b"GIF87a", "image/gif"),
+    (0, b"GIF89a", "image/gif"),
+    (0, b"II*\0", "image/tiff"),
+    (0, b"MM\0*", "image/tiff"),
+    (0, b"II+\0", "image/tiff"),
+    (0, b"MM\0+", "image/tiff"),
+)
+_BMP_HEADER_BYTES = (12, 40, 52, 56, 64, 108, 124)
+
+_UNPACK = "unpack it and give what is inside"
+_VIDEO = "index_videos reads videos"
+_IMAGE = "convert it to PNG, TIFF or PDF"
+_REFUSED = (  # (offset, signature, what it is, what would help)
+    (0, b"PK\x03\x04", "a zip archive", _UNPACK),
+    (0, b"PK\x05\x06", "an empty zip archive", _UNPACK),
+    (0, b"PK\x07\x08", "a spanned zip archive", _UNPACK),
+    (0, b"\x1f\x8b", "compressed by gzip", _UNPACK),
+    (0, b"BZh", "compressed by bzip2", _UNPACK),
+    (0, b"\xfd7zXZ\0", "compressed by xz", _UNPACK),
+    (0, b"\x28\xb5\x2f\xfd", "compressed by zstd", _UNPACK),
+    (0, b"\x04\x22\x4d\x18", "compressed by lz4", _UNPACK),
+    (0, b"LZIP", "compressed by lzip", _UNPACK),
+    (0, b"\x1f\x9d", "compressed by compress", _UNPACK),
+    (0, b"7z\xbc\xaf\x27\x1c", "a 7z archive", _UNPACK),
+    (0, b"Rar!\x1a\x07", "a RAR archive", _UNPACK),
+    (0, b"MSCF", "a cabinet archive", _UNPACK),
+    (0, b"!<arch>\n", "an ar archive", _UNPACK),
+    (0, b"070701", "a cpio archive", _UNPACK),
+    (0, b"070702", "a cpio archive", _UNPACK),
+    (0, b"070707", "a cpio archive", _UNPACK),
+    (0, b"\xc7\x71", "a cpio archive", _UNPACK),
+    (0, b"\x71\xc7", "a cpio archive", _UNPACK),
+    (257, b"ustar", "a tar archive", _UNPACK),
+    (0, b"WARC/", "a web archive (WARC)", _UNPACK),
+    (0, b"\x78\x9f\x3e\x22", "a mail's attachments (TNEF)", _UNPACK),
+    (0, b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1", "an office document or mail (OLE)", "convert it to PDF"),
+    (0, b"{\\rtf", "an RTF document", "convert it to PDF"),
+    (0, b"%!PS", "PostScript", "convert it to PDF"),
+    (0, b"\xc5\xd0\xd3\xc6", "PostScript (EPS)", "convert it to PDF"),
+    (0, b"AT&TFORM", "a DjVu document", "convert it to PDF"),
+    (0, b"\0\0\0\x0cjP  \r\n\x87\n", "a JPEG 2000 image", _IMAGE),
+    (0, b"\xff\x4f\xff\x51", "a JPEG 2000 image", _IMAGE),
+    (0, b"\0\0\0\x0cJXL \r\n\x87\n", "a JPEG XL image", _IMAGE),
+    (0, b"\xff\x0a", "a JPEG XL image", _IMAGE),
+    (0, b"8BPS", "a Photoshop image", _IMAGE),
+    (0, b"\0\0\1\0", "an icon", _IMAGE),
+    (0, b"\x97JB2\r\n\x1a\n", "a JBIG2 image", _IMAGE),
+    (0, b"\x1a\x45\xdf\xa3", "a video (Matroska or WebM)", _VIDEO),
+    (0, b"\x30\x26\xb2\x75", "a video or sound (ASF)", _VIDEO),
+    (0, b"FLV\x01", "a video (FLV)", _VIDEO),
+    (0, b"\0\0\x01\xba", "a video (MPEG)", _VIDEO),
+    (0, b"\0\0\x01\xb3", "a video (MPEG)", _VIDEO),
+    (0, b"OggS", "a video or sound (Ogg)", _VIDEO),
+    (0, b"ID3", "a sound file", "it has no pages"),
+    (0, b"fLaC", "a sound file", "it has no pages"),
+    (0, b"\x7fELF", "a program", "it has no pages"),
+    (0, b"MZ", "a program", "it has no pages"),
+    (0, b"SQLite format 3\0", "a database", "it has no pages"),
+    (0, b"PAR1", "a Parquet table", "it has no pages"),
+)
+_HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"mif1", b"msf1", b"hevc", b"avif", b"avis")
+_OFFICE = (  # names of members, in the head of a zip, that say what it holds
+    (b"[Content_Types].xml", "an office document (docx, xlsx, pptx) or XPS"),
+    (b"word/", "an office document (docx)"),
+    (b"xl/", "an office document (xlsx)"),
+    (b"ppt/", "an office document (pptx)"),
+    (b"_rels/.rels", "an office document (docx, xlsx, pptx) or XPS"),
+    (b"mimetypeapplication/epub", "an EPUB book"),
+    (b"mimetypeapplication/vnd.oasis.opendocument", "an OpenDocument file"),
+)
+_MARKUP = (  # how text begins, small letters, behind white space
+    (b"<!doctype html", "an HTML page"),
+    (b"<html", "an HTML page"),
+    (b"<head", "an HTML page"),
+    (b"<body", "an HTML page"),
+    (b"<?xml", "an XML file"),
+    (b"<svg", "an SVG drawing"),
+    (b"{", "a JSON or text file"),
+    (b"[", "a JSON or text file"),
+)
+_MAIL_HEADERS = (
+    *(b"from", b"received", b"return-path", b"delivered-to", b"message-id", b"mime-version", b"subject", b"to"),
+    *(
+        b"x-mozilla-status",
+        b"x-account-key",
+        b"reply-to",
+        b"dkim-signature",
+        b"envelope-to",
+        b"arc-seal",
+        b"bcc",
+        b"cc",
+    ),
+)
+_MARKS = (b"\xef\xbb\xbf", b"\xff\xfe", b"\xfe\xff")  # of Unicode, before a text
+
+
+def sniff(file: BinaryIO) -> str:
+    """The media type by content. Raises BadInput for an empty file and for a type that is not read here, named."""
+    file.seek(0)
+    head = file.read(_HEAD_BYTES)
+    if not head:
+        raise BadInput(Stage.OPEN, ErrorCode.EMPTY_FILE, "the file has 0 bytes")
+    if head.startswith(b"%PDF-") and not _is_tar(head):
+        return PDF
+    if media_type := _image_type(head):
+        return media_type
+    if named := _refused(head):
+        what, remedy = named
+        raise BadInput(Stage.OPEN, ErrorCode.UNSUPPORTED_TYPE, f"this is {what}: {remedy}")
+    if b"%PDF-" in head:  # behind a byte order mark, blank lines, a printer's or a server's lines: a PDF all the same
+        return PDF
+    what = "a text" if _is_text(head) else "neither a PDF nor a known image"
+    raise BadInput(Stage.OPEN, ErrorCode.UNSUPPORTED_TYPE, f"this is {what}; it begins {head[:8]!r}")
+
+
+def _image_type(head: bytes) -> str:
+    for offset, signature, media_type in _IMAGES:
+        if head.startswith(signature, offset):
+            return media_type
+    if head.startswith(b"RIFF") and head[8:12] == b"WEBP":
+        return "image/webp"
+    is_bmp = head.startswith(b"BM") and int.from_bytes(head[14:18], "little") in _BMP_HEADER_BYTES
+    return "image/bmp" if is_bmp else ""
+
+
+def _refused(head: bytes) -> tuple[str, str] | None:
+    """What the file is, and what would help; None where nothing in its head says."""
+    if head.startswith(b"PK\x03\x04"):
+        for name, what in _OFFICE:
+            if name in head:
+                return what, "convert it to PDF"
+    for offset, signature, what, remedy in _REFUSED:
+        if head.startswith(signature, offset):
+            return what, remedy
+    if _is_tar(head):
+        return "a tar archive", _UNPACK
+    return _media(head) or _text_kind(head)
+
+
+def _media(head: bytes) -> tuple[str, str] | None:
+    if head[4:8] == b"ftyp":
+        is_image = head[8:12] in _HEIF_BRANDS
+        return ("a HEIF or AVIF image", _IMAGE) if is_image else ("a video or sound (MP4)", _VIDEO)
+    if head[4:8] in (b"moov", b"mdat", b"wide", b"skip"):
+        return "a video (QuickTime)", _VIDEO
+    if head.startswith((b"RIFF", b"RF64")) or (head.startswith(b"FORM") and head[8:11] == b"AIF"):
+        return "a video or sound (RIFF)", _VIDEO
+    if len(head) > 376 and head[0] == head[188] == head[376] == 0x47:
+        return "a video (MPEG-TS)", _VIDEO
+    if head[:1] == b"\xff" and head[1:2] in (b"\xfb", b"\xfa", b"\xf3", b"\xf2", b"\xf1", b"\xf9"):
+        return "a sound file", "it has no pages"
+    return None
+
+
+def _text_kind(head: bytes) -> tuple[str, str] | None:
+    text = head
+    for mark in _MARKS:
+        text = text.removeprefix(mark)
+    text = text.replace(b"\0", b"") if text is not head else text  # UTF-16
+    text = text.lstrip().lower()
+    for start, what in _MARKUP:
+        if text.startswith(start):
+            return what, "convert it to PDF"
+    if _is_mail(text):
+        return "a mail (or a mailbox, or an MHTML page)", "save its attachments and give these"
+    return None
+
+
+def _is_mail(text: bytes) -> bool:
+    """Whether `text`, small letters, begins with the headers of a mail; a web server's begin otherwise."""
+    if text.startswith((b"from ", b">from ")):  # the line between the mails of a mailbox
+        return True
+    lines = text.partition(b"%pdf-")[0].splitlines()
+    first = lines[0].partition(b":") if lines else (b"", b"", b"")
+    if not first[1] or b" " in first[0]:
+        return False
+    names = {line.partition(b":")[0] for line in lines if b":" in line}
+    return not names.isdisjoint(_MAIL_HEADERS)
+
+
+def _is_tar(head: bytes) -> bool:
+    """Also of before POSIX, which has no magic: the sum of the header's bytes stands in it."""
+    field = head[148:156].strip(b"\0 ")
+    if len(head) < 512 or not field.isdigit() or any(digit in field for digit in b"89"):
+        return False
+    return int(field, 8) == sum(head[:148]) + 8 * ord(" ") + sum(head[156:512])
+
+
+def _is_text(head: bytes) -> bool:
+    return not any(byte < 9 or 13 < byte < 27 for byte in head)

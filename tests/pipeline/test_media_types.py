@@ -1,0 +1,142 @@
+"""What a file is, its head decides: archives and mails that hold PDFs are no PDFs, PDFs behind a little junk are."""
+
+import bz2
+import gzip
+import io
+import lzma
+import mailbox
+import tarfile
+import zipfile
+from email.message import EmailMessage
+from pathlib import Path
+
+import pytest
+
+from pipeline.media_types import PDF, sniff
+from pipeline.records import BadInput
+from tests.pipeline.document_files import PdfPage, pdf_bytes
+
+ONE_PAGE = pdf_bytes([PdfPage()])
+
+
+def zipped(how: int, *members: str) -> bytes:
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w", how) as archive:
+        for name in members:
+            archive.writestr(name, ONE_PAGE)
+    return file.getvalue()
+
+
+def tarred(how: int, *members: tuple[str, bytes]) -> bytes:
+    file = io.BytesIO()
+    with tarfile.open(fileobj=file, mode="w", format=how) as archive:
+        for name, content in members:
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            archive.addfile(info, io.BytesIO(content))
+    return file.getvalue()
+
+
+def before_posix(tar: bytes) -> bytes:
+    """The same header without its magic: a tar as Unix V7 wrote it."""
+    header = bytearray(tar[:512])
+    header[257:265] = bytes(8)
+    header[148:156] = b" " * 8
+    header[148:156] = b"%06o\0 " % sum(header)
+    return bytes(header) + tar[512:]
+
+
+def mail(**headers: str) -> bytes:
+    message = EmailMessage()
+    for name, value in headers.items():
+        message[name.replace("_", "-")] = value
+    message["MIME-Version"] = "1.0"
+    message["Content-Type"] = "application/pdf"
+    message["Content-Transfer-Encoding"] = "binary"
+    return message.as_bytes() + ONE_PAGE
+
+
+def mbox(folder: Path) -> bytes:
+    box = mailbox.mbox(folder / "mails")
+    box.add(b"Subject: one\n\n" + ONE_PAGE)
+    box.close()
+    return (folder / "mails").read_bytes()
+
+
+TAR = tarred(tarfile.USTAR_FORMAT, ("one.pdf", ONE_PAGE))
+OTHERS = {
+    "stored zip": (zipped(zipfile.ZIP_STORED, "a.pdf", "b.pdf"), "zip archive"),
+    "deflated zip": (zipped(zipfile.ZIP_DEFLATED, "a.pdf"), "zip archive"),
+    "empty zip": (zipped(zipfile.ZIP_STORED), "zip archive"),
+    "docx": (zipped(zipfile.ZIP_STORED, "[Content_Types].xml", "word/document.xml"), "office document"),
+    "epub": (b"PK\3\4" + bytes(26) + b"mimetypeapplication/epub+zip" + ONE_PAGE, "EPUB"),
+    "ustar": (TAR, "tar archive"),
+    "GNU tar": (tarred(tarfile.GNU_FORMAT, ("a" * 200 + ".pdf", ONE_PAGE)), "tar archive"),
+    "pax tar": (tarred(tarfile.PAX_FORMAT, ("ü" * 150 + ".pdf", ONE_PAGE)), "tar archive"),
+    "tar of a text first": (tarred(tarfile.USTAR_FORMAT, ("a.txt", b"hello"), ("b.pdf", ONE_PAGE)), "tar archive"),
+    "tar before POSIX": (before_posix(TAR), "tar archive"),
+    "tar of a member named like a PDF": (tarred(tarfile.USTAR_FORMAT, ("%PDF-1.7", ONE_PAGE)), "tar archive"),
+    "gzip": (gzip.compress(ONE_PAGE, 0), "gzip"),
+    "bzip2": (bz2.compress(ONE_PAGE), "bzip2"),
+    "xz": (lzma.compress(ONE_PAGE), "xz"),
+    "zstd": (b"\x28\xb5\x2f\xfd\x20\x00" + ONE_PAGE, "zstd"),
+    "7z": (b"7z\xbc\xaf\x27\x1c" + ONE_PAGE, "7z archive"),
+    "rar": (b"Rar!\x1a\x07\x01\0" + ONE_PAGE, "RAR archive"),
+    "cpio": (b"070701" + b"0" * 104 + b"a.pdf\0" + ONE_PAGE, "cpio archive"),
+    "ar": (b"!<arch>\na.pdf/          0           0     0     644     9         `\n" + ONE_PAGE, "ar archive"),
+    "warc": (b"WARC/1.0\r\nWARC-Type: response\r\n\r\nHTTP/1.1 200 OK\r\n\r\n" + ONE_PAGE, "WARC"),
+    "tnef": (b"\x78\x9f\x3e\x22" + bytes(20) + ONE_PAGE, "TNEF"),
+    "mail": (mail(From="a@b.c", Subject="hello"), "mail"),
+    "mail that begins with where it went": (mail(Received="from x by y", To="a@b.c"), "mail"),
+    "mail that begins with its kind": (
+        b"Content-Type: application/pdf\r\nMIME-Version: 1.0\r\n\r\n" + ONE_PAGE,
+        "mail",
+    ),
+    "html": (b"\n<!DOCTYPE html><p>%PDF-1.4</p>", "HTML"),
+    "html in UTF-16": ("\ufeff<html><p>page</p>".encode("utf-16-le"), "HTML"),
+    "xml": (b"\xef\xbb\xbf<?xml version='1.0'?><pdf>%PDF-1.4</pdf>", "XML"),
+    "json": (b'{"content": "%PDF-1.4"}', "JSON"),
+    "text": (b"a plain text\n", "a text"),
+    "postscript": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%Title: a.pdf %PDF-1.4\n", "PostScript"),
+    "eps with preview": (b"\xc5\xd0\xd3\xc6" + bytes(26) + b"%!PS %PDF-1.4", "PostScript"),
+    "djvu": (b"AT&TFORM\0\0\1\0DJVM", "DjVu"),
+    "rtf": (b"{\\rtf1 %PDF-1.4}", "RTF"),
+    "doc": (b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1" + bytes(40) + ONE_PAGE, "OLE"),
+    "mp4": (b"\0\0\0\x18ftypmp42" + bytes(40), "video"),
+    "heic": (b"\0\0\0\x18ftypheic" + bytes(40), "HEIF"),
+    "mkv": (b"\x1a\x45\xdf\xa3" + bytes(40), "video"),
+    "mpeg-ts": ((b"\x47" + bytes(187)) * 4, "video"),
+    "mp3": (b"ID3\x04" + bytes(40), "sound"),
+    "wav": (b"RIFF\x24\0\0\0WAVEfmt ", "sound"),
+}
+JUNK = {
+    "nothing": b"",
+    "byte order mark": b"\xef\xbb\xbf",
+    "blank lines": b"\r\n\n  \n",
+    "a server's headers": b"HTTP/1.1 200 OK\r\nServer: x\r\nContent-Type: application/pdf\r\n\r\n",
+    "a server's headers without its status": b"Content-Type: application/pdf\r\nContent-Length: 900\r\n\r\n",
+    "a printer's lines": b"\x1b%-12345X@PJL JOB\r\n@PJL ENTER LANGUAGE=PDF\r\n",
+    "MacBinary": b"\0\x07one.pdf" + bytes(56) + b"PDF CARO" + bytes(55),
+    "a warning of PHP": b"<br />\n<b>Warning</b>: date() in <b>x.php</b><br />\n",
+    "zeros": bytes(600),
+    "text": b"Report of today\n",
+}
+
+
+@pytest.mark.parametrize("case", OTHERS)
+def test_a_file_that_holds_pdfs_is_named_for_what_it_is(case: str) -> None:
+    content, what = OTHERS[case]
+    with pytest.raises(BadInput) as caught:
+        sniff(io.BytesIO(content))
+    assert caught.value.failure.code == "unsupported_type"
+    assert what in caught.value.failure.message
+
+
+def test_a_mailbox_is_a_mailbox(tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match="a mail"):
+        sniff(io.BytesIO(mbox(tmp_path)))
+
+
+@pytest.mark.parametrize("case", JUNK)
+def test_a_pdf_behind_junk_is_a_pdf(case: str) -> None:
+    assert sniff(io.BytesIO(JUNK[case] + ONE_PAGE)) == PDF
