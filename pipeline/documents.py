@@ -60,7 +60,7 @@ class DocumentOptions:
 
 @dataclass(frozen=True, slots=True)
 class DocumentInfo:
-    """What opening a document tells, cheaply. The last seven are a PDF's; of images they are "" and False."""
+    """What opening a document tells, cheaply. The rest after the sizes is a PDF's."""
 
     media_type: str  # by content
     page_sizes: tuple[tuple[float, float], ...]  # (width, height) of each page upright, in points, of images in pixels;
@@ -73,6 +73,9 @@ class DocumentInfo:
     encrypted: bool = False
     has_forms: bool = False
     has_xfa: bool = False
+    attachments: int = 0  # files inside the PDF, as in a portfolio
+    page_tree_broken: bool = False  # it was mended
+    needs_rendering: bool = False  # a dynamic XFA form
 
 
 def inspect(file: BinaryIO, options: DocumentOptions) -> DocumentInfo:
@@ -102,6 +105,9 @@ def inspect(file: BinaryIO, options: DocumentOptions) -> DocumentInfo:
             encrypted=document.encrypted,
             has_forms=document.has_forms,
             has_xfa=document.has_xfa,
+            attachments=document.attachments,
+            page_tree_broken=document.structure.is_broken,
+            needs_rendering=document.structure.needs_rendering,
         )
 
 

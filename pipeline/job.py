@@ -14,7 +14,7 @@ from pipeline.documents import selected_pages
 from pipeline.prompts import PagePrompt, VideoPrompt
 from pipeline.store import StoreOptions
 
-SCHEMA_VERSION = 1  # of the tables and of _job.json
+SCHEMA_VERSION = 2  # of the tables and of _job.json
 CHECKOUT = Path(__file__).resolve().parents[1]
 INSTRUCTION_TOKENS = 1024  # a generous bound of what stands in a prompt beside the page
 SAMPLE_BYTES = 2**20

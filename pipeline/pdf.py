@@ -1,10 +1,10 @@
-"""PDF documents through PDFium: opened, measured, rendered at the size the model wants, text layer with boxes.
+"""PDF documents through PDFium: opened, measured, rendered at the size the model wants.
 
 PDFium is not safe for threads, and hostile files crash it: use it in one thread of a process that may die.
 """
 
 import ctypes
-import math
+import io
 import time
 from collections.abc import Callable, Sequence
 from contextlib import closing
@@ -17,15 +17,19 @@ import pypdfium2.raw as pdfium_c
 from numpy.typing import NDArray
 from PIL import Image
 
+from pipeline.pdf_structure import PageEntry, read_structure
+from pipeline.pdf_text import lacks_fonts, remove_hidden, turn_of, words_of
 from pipeline.pixels import WHOLE_PAGE, PixelBudget, cut_page, make_page, overview_size
-from pipeline.records import BadInput, Box, ErrorCode, Page, Stage, Word
+from pipeline.records import BadInput, Box, ErrorCode, Page, Stage
 
 # The format ends at 14 400 units a side (200 inches). Long strips go beyond it in practice; 100 000 units are 35 m, of
 # which not one letter would be legible in the pixels a page gets.
 MAX_SIDE_POINTS = 100_000.0
 _MIN_SIDE_POINTS = 0.01
-_MAX_CHARACTERS = 200_000  # of a text layer; more is no page that people read
-_HYPHEN = 0x02  # what PDFium makes of a hyphen at the end of a line
+_CORRUPT = (
+    "not a readable PDF: damaged, or cut off; what is left of its pages may come back by "
+    "`qpdf IN.pdf OUT.pdf` or `mutool clean IN.pdf OUT.pdf`"
+)
 _RENDER_FLAGS = pdfium_c.FPDF_ANNOT | pdfium_c.FPDF_REVERSE_BYTE_ORDER  # RGB, annotations drawn
 
 
@@ -44,6 +48,10 @@ class PdfFile:
         self._access.m_GetBlock = type(self._access.m_GetBlock)(self._read_block)
         self._pdf = pdfium.PdfDocument(self._load(passwords))
         self.encrypted: bool = pdfium_c.FPDF_GetSecurityHandlerRevision(self._pdf) != -1
+        self.attachments: int = max(0, pdfium_c.FPDFDoc_GetAttachmentCount(self._pdf))
+        self.structure = read_structure(file, passwords)
+        if self.structure.mended is not None:
+            self._reopen(self.structure.mended)
         form_type = self._pdf.get_formtype()
         self.has_forms: bool = form_type != pdfium_c.FORMTYPE_NONE
         self.has_xfa: bool = form_type in (pdfium_c.FORMTYPE_XFA_FULL, pdfium_c.FORMTYPE_XFA_FOREGROUND)
@@ -52,6 +60,7 @@ class PdfFile:
         if len(self._pdf) < 1:
             self.close()
             raise BadInput(Stage.OPEN, ErrorCode.NO_PAGES, "the PDF has no pages")
+        self._restore_lost_crops()
 
     def __enter__(self) -> Self:
         return self
@@ -72,14 +81,15 @@ class PdfFile:
     def page_sizes(self) -> tuple[tuple[float, float], ...]:
         """(width, height) of each page upright, in points; (0, 0) where a page has no usable size.
 
-        PDFium does not tell the UserUnit: sizes count user units, of which one is a point in nearly every file.
+        A side is too long by its units, not by its points: a UserUnit changes no pixel.
         """
         size = pdfium_c.FS_SIZEF()
         sizes = []
         for index in range(len(self._pdf)):
             found = pdfium_c.FPDF_GetPageSizeByIndexF(self._pdf, index, size)
             usable = found and not _size_problem(size.width, size.height)
-            sizes.append((size.width, size.height) if usable else (0.0, 0.0))
+            unit = self._entry(index).user_unit
+            sizes.append((size.width * unit, size.height * unit) if usable else (0.0, 0.0))
         self._raise_read_error()
         return tuple(sizes)
 
@@ -96,21 +106,58 @@ class PdfFile:
             width, height = page.get_size()
             if problem := _size_problem(width, height):
                 raise BadInput(Stage.RENDER, problem, f"page {page_no} measures {width:g} x {height:g} points")
+            unit = self._entry(page_no - 1).user_unit
             tile_boxes = _tile_boxes(page, budget)
-            flags = [("has_forms", _has_widgets(page)), ("has_xfa", self.has_xfa)]
+            tiles = [_render_tile(page, box, budget) for box in tile_boxes]
+            remove_hidden(page, self.structure.hidden_layers)
+            words = words_of(page)
             result = make_page(
-                [_render_tile(page, box, budget) for box in tile_boxes],
+                tiles,
                 tile_boxes,
                 page_no=page_no,
                 label=_text(partial(pdfium_c.FPDF_GetPageLabel, self._pdf, page_no - 1)),
-                size=(width, height),
+                size=(width * unit, height * unit),
                 rotation=page.get_rotation(),
-                words=_words(page),
-                flags=[flag for flag, is_set in flags if is_set],
+                words=words,
+                flags=self._flags(page, turn_of(page) if words else ""),
+                lacks_fonts=lambda: bool(words) and lacks_fonts(page),
                 started=started,
             )
         self._raise_read_error()
         return result
+
+    def _flags(self, page: pdfium.PdfPage, turn: str) -> list[str]:
+        annotations = _annotation_kinds(page)
+        flags = [
+            ("has_forms", pdfium_c.FPDF_ANNOT_WIDGET in annotations),
+            ("has_xfa", self.has_xfa),
+            ("needs_rendering", self.structure.needs_rendering),
+            ("attachments", self.attachments > 0 or pdfium_c.FPDF_ANNOT_FILEATTACHMENT in annotations),
+            ("page_tree_broken", self.structure.is_broken),
+            (turn, bool(turn)),
+        ]
+        return [flag for flag, is_set in flags if is_set]
+
+    def _entry(self, index: int) -> PageEntry:
+        """What the structure says of a page; nothing where it could not be read."""
+        pages = self.structure.pages
+        return pages[index] if index < len(pages) else PageEntry()
+
+    def _restore_lost_crops(self) -> None:
+        """A CropBox beside the MediaBox leaves nothing of the page: all of it is shown, as other viewers do."""
+        for index, entry in enumerate(self.structure.pages[: len(self._pdf)]):
+            if entry.lost_crop is not None:
+                page = pdfium_c.FPDF_LoadPage(self._pdf, index)
+                if page:
+                    pdfium_c.FPDFPage_SetCropBox(page, *entry.lost_crop)
+                    pdfium_c.FPDF_ClosePage(page)
+
+    def _reopen(self, data: bytes) -> None:
+        """With the same file mended. It is no longer encrypted."""
+        self._pdf.close()
+        self._file = io.BytesIO(data)
+        self._access.m_FileLen = len(data)
+        self._pdf = pdfium.PdfDocument(self._load(()))
 
     def _load(self, passwords: Sequence[str]) -> pdfium_c.FPDF_DOCUMENT:
         for password in (None, *passwords):
@@ -127,7 +174,7 @@ class PdfFile:
             raise BadInput(Stage.OPEN, ErrorCode.ENCRYPTED, "a password is needed and none was given")
         if problem == pdfium_c.FPDF_ERR_SECURITY:
             raise BadInput(Stage.OPEN, ErrorCode.ENCRYPTED, "encrypted by a scheme that PDFium does not know")
-        raise BadInput(Stage.OPEN, ErrorCode.CORRUPT, "not a readable PDF")
+        raise BadInput(Stage.OPEN, ErrorCode.CORRUPT, _CORRUPT)
 
     def _prepare_forms(self) -> None:
         """So that pages loaded from now on draw their forms. pypdfium2's own helper warns of every XFA form."""
@@ -197,69 +244,10 @@ def _render(page: pdfium.PdfPage, box: Box, width: int, height: int) -> NDArray[
     return np.ascontiguousarray(bitmap.to_numpy())
 
 
-def _has_widgets(page: pdfium.PdfPage) -> bool:
+def _annotation_kinds(page: pdfium.PdfPage) -> set[int]:
+    kinds = set()
     for index in range(pdfium_c.FPDFPage_GetAnnotCount(page)):
         annotation = pdfium_c.FPDFPage_GetAnnot(page, index)
-        kind = pdfium_c.FPDFAnnot_GetSubtype(annotation)
+        kinds.add(pdfium_c.FPDFAnnot_GetSubtype(annotation))
         pdfium_c.FPDFPage_CloseAnnot(annotation)
-        if kind == pdfium_c.FPDF_ANNOT_WIDGET:
-            return True
-    return False
-
-
-def _words(page: pdfium.PdfPage) -> tuple[Word, ...]:
-    """The text layer, in the file's order: runs of characters between white space, as far as they lie on the page."""
-    page_box = page.get_bbox()
-    rotation = page.get_rotation()
-    words = []
-    with closing(page.get_textpage()) as textpage:
-        for text, box in _runs(textpage):
-            left, top, right, bottom = to_display(box, page_box, rotation)
-            if right > 0 and bottom > 0 and left < 1 and top < 1:
-                words.append(Word(text, (max(left, 0.0), max(top, 0.0), min(right, 1.0), min(bottom, 1.0))))
-    return tuple(words)
-
-
-def _runs(textpage: pdfium.PdfTextPage) -> list[tuple[str, Box]]:
-    """(text, (left, bottom, right, top) in user space) of each run; a hyphen at the end of a line ends its run."""
-    sides = [ctypes.c_double() for _ in range(4)]
-    runs: list[tuple[str, Box]] = []
-    text, box = "", (math.inf, math.inf, -math.inf, -math.inf)
-    for index in range(min(textpage.count_chars(), _MAX_CHARACTERS) + 1):
-        code = pdfium_c.FPDFText_GetUnicode(textpage, index)  # 0 after the last
-        character = "-" if code == _HYPHEN else _clean(code)
-        if character and pdfium_c.FPDFText_GetCharBox(textpage, index, *sides):
-            left, right, bottom, top = (side.value for side in sides)
-            text += character
-            box = (min(box[0], left), min(box[1], bottom), max(box[2], right), max(box[3], top))
-        if text and (not character or code == _HYPHEN):
-            runs.append((_join_surrogates(text), box))
-            text, box = "", (math.inf, math.inf, -math.inf, -math.inf)
-    return runs
-
-
-def _clean(code: int) -> str:
-    """The character, or "" for white space, control characters and what is none."""
-    character = chr(code) if code <= 0x10FFFF else ""
-    return "" if character.isspace() or code < 0x20 else character
-
-
-def _join_surrogates(text: str) -> str:
-    return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
-
-
-def to_display(box: Box, page_box: Box, rotation: int) -> Box:
-    """A box (left, bottom, right, top) of PDF user space as a Box of the upright page as displayed.
-
-    `page_box` is what is displayed (the CropBox within the MediaBox) in user space, `rotation` the page's /Rotate in
-    degrees clockwise. Not clipped to the page.
-    """
-    left, bottom, right, top = page_box
-    x0, x1 = ((x - left) / (right - left) for x in (box[0], box[2]))
-    y0, y1 = ((y - bottom) / (top - bottom) for y in (box[1], box[3]))
-    return {
-        0: (x0, 1 - y1, x1, 1 - y0),
-        90: (y0, x0, y1, x1),
-        180: (1 - x1, y0, 1 - x0, y1),
-        270: (1 - y1, 1 - x1, 1 - y0, 1 - x0),
-    }[rotation]
+    return kinds

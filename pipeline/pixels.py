@@ -5,7 +5,7 @@ Letters in array names: H rows, W columns, C channels, R rows along the long sid
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -119,15 +119,16 @@ def make_page(
     rotation: int,
     words: tuple[Word, ...],
     flags: Sequence[str],
+    lacks_fonts: Callable[[], bool] = lambda: False,
     started: float,
 ) -> Page:
     """A rendered page with all that is to be said about it.
 
     `size` is (width, height) upright, in points or, for images, pixels; `started` is the `time.perf_counter()` at which
-    decoding began.
+    decoding began; `lacks_fonts` is asked of a page that came out blank.
     """
     ink = measure_ink(tiles)
-    more = [("missing_fonts", ink.is_blank and len(words) > 0), ("tiled", len(tiles) > 1)]
+    more = [("missing_fonts", ink.is_blank and lacks_fonts()), ("tiled", len(tiles) > 1)]
     heights, widths = [tile.shape[0] for tile in tiles], [tile.shape[1] for tile in tiles]
     stacked = size[1] >= size[0]
     facts = PageFacts(

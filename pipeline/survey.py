@@ -49,6 +49,9 @@ ASSETS = pa.schema(
         pa.field("encrypted", pa.bool_(), False),
         pa.field("has_forms", pa.bool_(), False),
         pa.field("has_xfa", pa.bool_(), False),
+        pa.field("attachments", pa.int32(), False),
+        pa.field("page_tree_broken", pa.bool_(), False),
+        pa.field("needs_rendering", pa.bool_(), False),
         pa.field("error_stage", _TEXT, False),  # "" when it could be opened, as the next two
         pa.field("error_code", _TEXT, False),
         pa.field("error_message", _TEXT, False),
@@ -213,6 +216,9 @@ def asset_row(order: int, asset: Asset, failure: Failure | None) -> dict[str, An
         "encrypted": False,
         "has_forms": False,
         "has_xfa": False,
+        "attachments": 0,
+        "page_tree_broken": False,
+        "needs_rendering": False,
         **asset_failure(failure),
     }
 
@@ -244,4 +250,7 @@ def _info_columns(info: DocumentInfo | VideoInfo) -> dict[str, Any]:
         "encrypted": info.encrypted,
         "has_forms": info.has_forms,
         "has_xfa": info.has_xfa,
+        "attachments": info.attachments,
+        "page_tree_broken": info.page_tree_broken,
+        "needs_rendering": info.needs_rendering,
     }

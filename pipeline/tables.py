@@ -32,6 +32,9 @@ _PDF_INFO = _struct(
     ("encrypted", _FLAG),
     ("has_forms", _FLAG),
     ("has_xfa", _FLAG),
+    ("attachments", _INT32),
+    ("page_tree_broken", _FLAG),
+    ("needs_rendering", _FLAG),
 )
 SOURCE_COLUMNS = [
     _column("source_uri", _STRING, "where the input lies"),
@@ -158,6 +161,9 @@ class PdfInfo:
     encrypted: bool = False
     has_forms: bool = False
     has_xfa: bool = False
+    attachments: int = 0  # files inside of it
+    page_tree_broken: bool = False
+    needs_rendering: bool = False  # a dynamic XFA form
 
 
 @dataclass(frozen=True, slots=True)
@@ -281,6 +287,9 @@ def _document_columns(row: DocumentRow) -> dict[str, Any]:
             "encrypted": info.encrypted,
             "has_forms": info.has_forms,
             "has_xfa": info.has_xfa,
+            "attachments": info.attachments,
+            "page_tree_broken": info.page_tree_broken,
+            "needs_rendering": info.needs_rendering,
         },
         "tokens_in": row.tokens_in,
         "tokens_out": row.tokens_out,

@@ -24,7 +24,8 @@ DOORS = {
 ONE_ROOM = {  # foreign libraries that one room alone (or two) may know, pipeline and model only
     "boto3": {"pipeline.store"},
     "botocore": {"pipeline.store"},
-    "pypdfium2": {"pipeline.pdf"},
+    "pikepdf": {"pipeline.pdf_structure"},
+    "pypdfium2": {"pipeline.pdf", "pipeline.pdf_text"},
 }
 
 

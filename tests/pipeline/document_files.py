@@ -40,8 +40,13 @@ def pdf_bytes(pages: Sequence[PdfPage], *, catalog: str = "", more_objects: Sequ
         resources = "/Resources <</Font <</F1 3 0 R>>>>"
         objects.append(f"<</Type /Page /Parent 2 0 R {resources} /Contents {5 + 2 * i} 0 R {page.entries}>>")
         objects.append(f"<</Length {len(page.content)}>>\nstream\n{page.content}\nendstream")
+    return pdf_of([*objects, *more_objects])
+
+
+def pdf_of(objects: Sequence[str]) -> bytes:
+    """A PDF of these objects, numbered from 1, the first its catalog."""
     data, offsets = b"%PDF-1.7\n", []
-    for number, body in enumerate([*objects, *more_objects], start=1):
+    for number, body in enumerate(objects, start=1):
         offsets.append(len(data))
         data += f"{number} 0 obj\n{body}\nendobj\n".encode("latin-1")
     table = "".join(f"{offset:010d} 00000 n \n" for offset in offsets)
