@@ -14,10 +14,10 @@ from jobs.cluster import connected
 from jobs.samples import PLAIN_LADDER, make_page, write_pdf
 from model.request import Completion, EngineStats, Prompt
 from pipeline.decode import Decoder
-from pipeline.flow import Setup, cluster, decode_options, engine_loader, find_survey, prepare, run
+from pipeline.flow import Setup, allocated, decode_options, engine_loader, find_survey, prepare, run
 from pipeline.job import ParseJob
 from pipeline.replica import Engine
-from pipeline.resources import Resources, allocate
+from pipeline.resources import Resources
 from pipeline.rows import DecodedUnit
 
 PAGES_OF_A_DOCUMENT = 5
@@ -76,7 +76,7 @@ def compare(options: argparse.Namespace) -> None:
     with tempfile.TemporaryDirectory() as scratch, connected():
         for pages in (PAGES_OF_A_DOCUMENT, options.pages):
             setup = _setup(Path(scratch), pages, options)
-            resources = allocate(setup.job, cluster())
+            resources = allocated(setup)
             find_survey(setup, resources, io.StringIO())
             prompts = _prompts(setup, resources)
             load_engine = engine_loader(setup, resources)

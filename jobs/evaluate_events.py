@@ -33,10 +33,9 @@ from jobs.event_scores import MICROSECONDS, EventScores, as_sampled, is_moment, 
 from jobs.oracle import OracleLoader
 from jobs.sample_videos import SampleClip, SampleEvent, frame_times, make_clip, pairs_of, write_video
 from pipeline.books import Books
-from pipeline.flow import cluster, prepare, run
+from pipeline.flow import allocated, prepare, run
 from pipeline.job import IndexJob
 from pipeline.lease import hold
-from pipeline.resources import allocate
 from pipeline.store import Store
 
 SEED = 30_000  # no training run draws from it
@@ -136,7 +135,7 @@ def index(job: IndexJob, loader: OracleLoader | None) -> None:
     if setup.finished:
         return
     with hold(setup.books.store, job.output), connected():
-        run(setup, allocate(job, cluster()), sys.stderr, load_engine=loader)
+        run(setup, allocated(setup), sys.stderr, load_engine=loader)
 
 
 def index_in_a_process(job: IndexJob, loader: OracleLoader | None) -> None:

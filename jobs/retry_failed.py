@@ -14,14 +14,13 @@ from collections.abc import Sequence
 from jobs.cluster import connected
 from jobs.options import add_options, add_store_options, job_books, make_job
 from jobs.running import BAD_JOB, DONE, STOPPED, interrupt
-from pipeline.flow import Setup, Superseded, cluster, prepare, run
+from pipeline.flow import Setup, Superseded, allocated, prepare, run
 from pipeline.job import INDEX_ANSWER_FIELDS, PARSE_ANSWER_FIELDS, IndexJob, ParseJob
 from pipeline.kinds import VIDEO_KIND, kind_of
 from pipeline.lease import Occupied, hold
 from pipeline.manifest import Manifest, read_manifest
 from pipeline.progress import summary_text
 from pipeline.records import ErrorCode
-from pipeline.resources import allocate
 from pipeline.retry import begin_retry
 from pipeline.store import absolute
 
@@ -76,7 +75,7 @@ def retry_job(manifest: Manifest, flags: argparse.Namespace) -> ParseJob | Index
 
 def _work(setup: Setup, codes: Sequence[str]) -> int:
     try:
-        resources = allocate(setup.job, cluster())
+        resources = allocated(setup)
     except ValueError as error:
         print(f"retry_failed: {error}", file=sys.stderr)
         return BAD_JOB

@@ -13,12 +13,12 @@ from typing import TypeVar
 from ray.exceptions import ObjectStoreFullError, OutOfDiskError, RayTaskError
 
 from jobs.cluster import connected
-from pipeline.flow import Setup, Superseded, cluster, find_survey, prepare, run
+from pipeline.flow import Setup, Superseded, allocated, find_survey, prepare, run
 from pipeline.job import IndexJob, Job, ParseJob, resolve_model
 from pipeline.lease import Occupied, hold
 from pipeline.manifest import Manifest
 from pipeline.progress import plan_text, summary_text
-from pipeline.resources import allocate, reading_speed
+from pipeline.resources import reading_speed
 from pipeline.store import absolute
 
 DONE, NOT_DONE, BAD_JOB, STOPPED = 0, 1, 2, 130
@@ -79,7 +79,7 @@ def interrupt(signum: int, frame: FrameType | None) -> None:
 
 def _work(name: str, setup: Setup, *, plan_only: bool) -> int:
     try:
-        resources = allocate(setup.job, cluster())
+        resources = allocated(setup)
     except ValueError as error:
         return _refuse(name, error)
     try:

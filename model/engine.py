@@ -23,6 +23,7 @@ from model.checkpoint import checkpoint_folder, read_stop_token_ids
 from model.config import read_config
 from model.drafts import OVERHEADS, Drafter
 from model.engine_options import DTYPES, EngineOptions
+from model.footprint import LESS_CACHE
 from model.graphs import StepGraphs
 from model.grids import placed_grids
 from model.layers import pack_weights
@@ -141,22 +142,33 @@ class Engine:
         Raises ValueError for a key that is still at work, and for a prompt that leaves no room for one token.
         """
         length = len(prompt.token_ids_T)
-        room = min(self._context, self._cache_room) - length
+        room = self._context - length
         if self._max_position is not None:
             room = min(room, self._max_position - prompt.next_position)
         if prompt.key in self._keys:
             raise ValueError(f"the key {prompt.key!r} is already at work")
-        if length == 0 or room < 1:
+        if length == 0 or room < 1 or length >= self._cache_room:
             raise ValueError(
                 f"prompt {prompt.key!r} has {length} tokens; it needs at least one, and with one for its answer at most"
                 f" {self._context} (context) and {self._cache_room} (key/value cache)"
                 + (f"; positions reach {self._max_position} (RoPE scaling)" if self._max_position else "")
             )
+        limit = min(prompt.sampling.max_new_tokens, room)
+        if length + limit > self._cache_room:
+            raise ValueError(
+                f"prompt {prompt.key!r} has {length} tokens and may be answered with {limit}, and the key/value cache "
+                f"has room for {self._cache_room}: {LESS_CACHE}, or more kv_cache_tokens"
+            )
+        places = placed_grids(prompt, self._config)
+        largest = max((place.end - place.start for place in places), default=0)
+        if largest > self._options.max_image_tokens:
+            raise ValueError(
+                f"prompt {prompt.key!r} has an image of {largest} visual tokens, and memory was measured with "
+                f"{self._options.max_image_tokens}: give more max_image_tokens, or a smaller image"
+            )
         if self._followers:
             self._followers.tell(prompt)
         self._keys.add(prompt.key)
-        limit = min(prompt.sampling.max_new_tokens, room)
-        places = placed_grids(prompt, self._config)
         request = Request(prompt, max_new_tokens=limit, places=places, added_seconds=time.perf_counter())
         if self._options.prefix_cache:
             request.keys = BlockKeys(prompt, places, self._options.block_size)

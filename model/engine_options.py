@@ -18,7 +18,9 @@ class EngineOptions:
     max_step_tokens: int = 2048  # tokens of one forward pass: prompts in chunks, and one for each decoding request
     max_draft_tokens: int = 256  # tokens of a pass that check drafts; 0: no drafts
     prefix_cache: bool = True  # what earlier prompts left in the cache is found by those that begin alike
-    kv_cache_tokens: int | None = None  # None: what the GPU has left; on a CPU what the batch can use, up to 1 GiB
+    kv_cache_tokens: int | None = None  # None: what the batch can use and there is memory for
+    max_sequence_tokens: int | None = None  # the longest prompt with its answer, for which there must be room
+    max_image_tokens: int = 16_384  # visual tokens of the largest image or frame pair: memory is measured with such
     block_size: int = 16  # tokens in one block of the cache; flash_attention_2 wants a multiple of 256
     dtype: str | None = None  # "float32", "bfloat16", "float16"; None: the checkpoint's own on cuda, float32 on cpu
     device: str = "cpu"
@@ -33,7 +35,8 @@ class EngineOptions:
     rope_scaling_factor: float | None = None  # YaRN, only for a max_context beyond what the model was trained on
 
     def __post_init__(self) -> None:
-        for name in ("max_batch_size", "max_step_tokens", "block_size", "tensor_parallel", "max_context"):
+        bounded = ("max_batch_size", "max_step_tokens", "block_size", "tensor_parallel", "max_context")
+        for name in (*bounded, "max_sequence_tokens", "max_image_tokens"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
         if self.max_draft_tokens < 0:

@@ -81,6 +81,8 @@ class Group:
         return value
 
     def smallest(self, number: int, device: torch.device) -> int:
+        if self.process_group is None:
+            return number
         return int(self.gather(torch.tensor(number, device=device)).min())
 
 

@@ -39,6 +39,11 @@ class DocumentOptions:
         selected_pages(self.pages, 1)
 
     @property
+    def largest_image(self) -> int:
+        """Visual tokens of a page, or of a tile of one, at most."""
+        return self.max_tokens
+
+    @property
     def plan(self) -> str:
         """In words, for --plan."""
         return f"pages of {self.min_tokens:,} to {self.max_tokens:,} visual tokens"

@@ -25,7 +25,7 @@ from pipeline.progress import Progress
 from pipeline.prompts import PagePrompt, VideoPrompt, page_prompt, video_prompt
 from pipeline.read import read_units
 from pipeline.replica import Engine, EngineLoader
-from pipeline.resources import Cluster, Resources
+from pipeline.resources import STEP_TOKENS, Cluster, Load, Resources, allocate, check_memory
 from pipeline.rows import Receipt, ReplicaLoad
 from pipeline.sink import SinkOptions
 from pipeline.store import Store
@@ -49,6 +49,7 @@ class Setup:
     prompt: PagePrompt | VideoPrompt
     media: DocumentOptions | VideoOptions
     sampling: Sampling
+    load: Load
     settings: dict[str, str]  # of the answers, by name
     listing: pa.Table | None  # the inputs in the shape of ASSETS; None when the survey is frozen already
     finished: Manifest | None  # of a job that is done
@@ -74,6 +75,7 @@ def prepare(job: ParseJob | IndexJob) -> Setup:
         prompt_tokens = job.max_tokens_per_page
     longest = prompt_tokens + job.max_new_tokens + INSTRUCTION_TOKENS
     processor.check_context(job.max_context or None, job.rope_scaling or None, longest)
+    context = job.max_context or processor.config.text.max_position_embeddings
     settings = answer_settings(job, prompt, sampling)
     store = Store(job.store_options)
     books = Books(store, job.output)
@@ -84,7 +86,8 @@ def prepare(job: ParseJob | IndexJob) -> Setup:
         finished = finished_manifest(store, job.output, survey)
     except OSError as error:
         raise ValueError(f"output {job.output} cannot be used: {error}") from error
-    return Setup(job, kind, books, prompt, media, sampling, settings, listing, finished)
+    load = Load(processor.config, min(longest, context), media.largest_image)
+    return Setup(job, kind, books, prompt, media, sampling, load, settings, listing, finished)
 
 
 def document_media(job: ParseJob, processor: Processor) -> DocumentOptions:
@@ -274,6 +277,8 @@ def engine_loader(setup: Setup, resources: Resources) -> EngineLoader:
         device=resources.device,
         dtype=None if setup.job.dtype == "auto" else setup.job.dtype,
         max_batch_size=resources.batch_size,
+        max_sequence_tokens=setup.load.sequence_tokens,
+        max_image_tokens=max(setup.load.image_tokens, STEP_TOKENS),
         quantization=setup.job.quantization,
         kv_cache_dtype=setup.job.kv_cache_dtype,
         cuda_graphs=setup.job.cuda_graphs,
@@ -298,4 +303,18 @@ def sink_options(setup: Setup, epoch: int) -> SinkOptions:
 def cluster() -> Cluster:
     """What Ray has now."""
     found = ray.cluster_resources()
-    return Cluster(cpus=found.get("CPU", 0), gpus=found.get("GPU", 0), memory_bytes=int(found.get("memory", 0)))
+    nodes = [node["Resources"].get("memory", 0) for node in ray.nodes() if node["Alive"]]
+    return Cluster(
+        cpus=found.get("CPU", 0),
+        gpus=found.get("GPU", 0),
+        memory_bytes=int(found.get("memory", 0)),
+        node_memory_bytes=int(max(nodes, default=0)),
+    )
+
+
+def allocated(setup: Setup) -> Resources:
+    """What the job takes of the cluster that Ray is connected to. Raises ValueError when it does not fit."""
+    found = cluster()
+    resources = allocate(setup.job, found)
+    check_memory(setup.job, setup.load, resources, found)
+    return resources

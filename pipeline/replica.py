@@ -49,6 +49,8 @@ class EngineLoader:
     dtype: str | None
     max_batch_size: int
     tensor_parallel: int
+    max_sequence_tokens: int
+    max_image_tokens: int
     quantization: str | None = None
     kv_cache_dtype: str | None = None
     cuda_graphs: bool = False

@@ -2,8 +2,11 @@
 
 from dataclasses import dataclass
 
+from model.config import ModelConfig
+from model.footprint import DTYPE_BYTES, LESS_CACHE, pass_bytes, token_bytes, weight_bytes
 from pipeline.job import Job
 
+STEP_TOKENS, DRAFT_TOKENS = 2048, 256  # of one pass of the engine, by its own defaults
 REPLICA_CPUS_CUDA = 1.0  # for each GPU the thread that feeds it
 WRITER_CPUS = 0.25
 SPARE_CPUS = 1.0  # for Ray Data's own tasks: without it a full cluster would wait for itself
@@ -22,6 +25,16 @@ class Cluster:
     cpus: float
     gpus: float
     memory_bytes: int
+    node_memory_bytes: int = 0  # of the node that has most; 0: not known
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """What the job asks of each replica's memory."""
+
+    config: ModelConfig
+    sequence_tokens: int  # of the longest prompt with its answer
+    image_tokens: int  # visual tokens of the largest image or frame pair
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,6 +109,28 @@ def allocate(job: Job, cluster: Cluster) -> Resources:
         decoder_memory_bytes=memory,
         writers=writers,
     )
+
+
+def check_memory(job: Job, load: Load, resources: Resources, cluster: Cluster) -> None:
+    """Raises ValueError when a replica on CPUs, with room for one longest prompt and its answer, fits no node. How much
+    a GPU has, only its replica sees."""
+    if resources.device != "cpu" or not cluster.node_memory_bytes:
+        return
+    element = DTYPE_BYTES["float32" if job.dtype == "auto" else job.dtype]
+    weights = weight_bytes(load.config, element)
+    cache = load.sequence_tokens * token_bytes(load.config, 1 if job.kv_cache_dtype else element)
+    rows = resources.batch_size + DRAFT_TOKENS
+    one_pass = pass_bytes(
+        load.config, element, step_tokens=STEP_TOKENS, image_tokens=max(load.image_tokens, STEP_TOKENS), rows=rows
+    )
+    needed, there = weights + cache + one_pass, cluster.node_memory_bytes
+    if needed > there:
+        raise ValueError(
+            f"{job.model} in {'float32' if job.dtype == 'auto' else job.dtype} needs {needed / 1e9:.1f} GB (weights "
+            f"{weights / 1e9:.1f}, a pass {one_pass / 1e9:.1f}, the key/value cache of one prompt with its answer, "
+            f"{load.sequence_tokens:,} tokens, {cache / 1e9:.1f}), and Ray has {there / 1e9:.1f} GB on a node: "
+            f"{LESS_CACHE}"
+        )
 
 
 def reading_speed(job: Job, resources: Resources) -> tuple[float, str]:

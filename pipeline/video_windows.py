@@ -35,6 +35,11 @@ class VideoOptions:
         return self.sizes.max_pixels // (2 * self.pixel_multiple**2)
 
     @property
+    def largest_image(self) -> int:
+        """Visual tokens of a frame pair, at most: a short clip may spend on its one what a window has for all."""
+        return self.visual_tokens
+
+    @property
     def prompt_tokens(self) -> int:
         """At most, of a window: its frames and the times between them, without the instruction."""
         return self.visual_tokens + TEXT_TOKENS_PER_PAIR * -(-self.frames // 2)

@@ -15,6 +15,8 @@ LATE = {
 }  # inside the actor, so that nobody else loads torch
 DOORS = {
     "model.checkpoint",
+    "model.config",
+    "model.footprint",
     "model.preprocessing",
     "model.processor",
     "model.engine",

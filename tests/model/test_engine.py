@@ -253,16 +253,27 @@ def test_a_prompt_too_large_for_cache_or_context_is_refused_with_the_numbers(pai
     assert not engine.has_work
 
 
-def test_an_answer_ends_where_cache_or_context_end(pair):
+def test_an_answer_ends_where_the_context_ends_and_never_for_want_of_cache(pair):
     rng = np.random.default_rng(30)
     prompt = random_prompt(rng, [50], "page", max_new_tokens=14)
-    wishes = replace(prompt, sampling=Sampling(max_new_tokens=1000))
-    expected = run(make_engine(pair), [prompt])[0]
-    completion = run(make_engine(pair, kv_cache_tokens=64), [wishes])[0]
-    assert len(expected.token_ids) == 14
-    assert (completion.token_ids, completion.finish_reason) == (expected.token_ids, "length")
+    cramped = make_engine(pair, kv_cache_tokens=64)
+    assert run(cramped, [prompt])[0].token_ids == run(make_engine(pair), [prompt])[0].token_ids
+    wishes = replace(prompt, sampling=Sampling(max_new_tokens=15))
+    with pytest.raises(
+        ValueError, match="50 tokens and may be answered with 15, and the .* room for 64: give less max_"
+    ):
+        cramped.add(wishes)
     full = random_prompt(rng, [4090], "full", max_new_tokens=1000)
     assert len(run(make_engine(pair, kv_cache_tokens=10_000), [full])[0].token_ids) == 6
+
+
+def test_an_image_larger_than_memory_was_measured_with_is_refused(pair):
+    rng = np.random.default_rng(31)
+    frames = Frames(np.zeros((1, 64, 128, 3), np.uint8))
+    prompt = random_prompt(rng, [5, frames], "page", max_new_tokens=3)
+    assert run(make_engine(pair, max_image_tokens=8), [prompt])[0].token_ids
+    with pytest.raises(ValueError, match="image of 8 visual tokens, and memory was measured with 7: give more"):
+        make_engine(pair, max_image_tokens=7).add(prompt)
 
 
 def test_a_key_is_refused_while_it_is_at_work_and_free_again_afterwards(pair):

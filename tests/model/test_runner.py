@@ -85,7 +85,7 @@ def test_a_rehearsal_is_as_large_as_a_pass_can_be(pair):
         visual.register_forward_hook(lambda _, args, output: sizes.append(len(output.embeddings_MO))),
         decoder.norm.register_forward_hook(lambda _, args, output: sizes.append(len(output))),
     ]
-    rehearse(pair.ours, num_tokens=50, num_rows=4, implementation="sdpa")
+    rehearse(pair.ours, num_tokens=50, image_tokens=70, num_rows=4, implementation="sdpa")
     for hook in hooks:
         hook.remove()
-    assert sizes == [100, 50]
+    assert sizes == [140, 50]

@@ -4,8 +4,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from model.config import parse_config
 from pipeline.job import ParseJob
-from pipeline.resources import SPARE_CPUS, WRITER_CPUS, Cluster, allocate, reading_speed
+from pipeline.resources import SPARE_CPUS, WRITER_CPUS, Cluster, Load, allocate, check_memory, reading_speed
+from tests.official_files import SIZES, config_json
 
 GB = 2**30
 
@@ -92,3 +94,23 @@ def test_the_expected_speed_says_where_it_comes_from():
     assert reading_speed(job(replicas="1,4"), allocate(job(replicas="1,4"), cluster))[1].count("assumed") == 1
     given = job(replicas="2", tokens_per_second=1000.0)
     assert reading_speed(given, allocate(given, cluster)) == (2000.0, "2 x 1,000, as given")
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("8B-Instruct", {}, r"float32 needs 38\.\d GB \(weights 35\.1, .* 7,168 tokens, 2\.1\), and Ray has 17\.2 GB"),
+        ("32B-Instruct", {"dtype": "bfloat16"}, r"bfloat16 needs .* \(weights 66\.7, .*give less max_new_tokens"),
+        ("8B-Instruct", {"dtype": "bfloat16"}, "needs 19.3 GB"),
+        ("2B-Instruct", {"dtype": "bfloat16"}, None),
+    ],
+)
+def test_a_checkpoint_that_fits_no_node_is_refused_before_anything_is_read(name, options, message):
+    cluster = Cluster(cpus=8, gpus=0, memory_bytes=16 * GB, node_memory_bytes=16 * GB)
+    load = Load(parse_config(config_json(SIZES[name])), 7168, 2048)
+    given = allocate(job(**options), cluster)
+    if message is None:
+        check_memory(job(**options), load, given, cluster)
+    else:
+        with pytest.raises(ValueError, match=message):
+            check_memory(job(**options), load, given, cluster)
