@@ -260,7 +260,7 @@ def test_an_answer_ends_where_the_context_ends_and_never_for_want_of_cache(pair)
     assert run(cramped, [prompt])[0].token_ids == run(make_engine(pair), [prompt])[0].token_ids
     wishes = replace(prompt, sampling=Sampling(max_new_tokens=15))
     with pytest.raises(
-        ValueError, match="50 tokens and may be answered with 15, and the .* room for 64: give less max_"
+        ValueError, match=r"50 tokens and may be answered with 15, and the .* room for 64: give less max_"
     ):
         cramped.add(wishes)
     full = random_prompt(rng, [4090], "full", max_new_tokens=1000)
