@@ -34,8 +34,8 @@ class DocumentOptions:
             raise ValueError(f"tile_aspect must be at least 2, not {self.tile_aspect}")
         if self.max_pages < 1:
             raise ValueError(f"max_pages must be at least 1, not {self.max_pages}")
-        if not 1 <= self.max_image_pixels <= MAX_PIXELS:
-            raise ValueError(f"max_image_pixels must lie between 1 and {MAX_PIXELS}, not {self.max_image_pixels}")
+        if self.max_image_pixels < 1:
+            raise ValueError(f"max_image_pixels must be at least 1, not {self.max_image_pixels}")
         selected_pages(self.pages, 1)
 
     @property

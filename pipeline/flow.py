@@ -96,6 +96,7 @@ def document_media(job: ParseJob, processor: Processor) -> DocumentOptions:
         max_tokens=min(job.max_tokens_per_page, processor.max_image_tokens),
         pixel_multiple=processor.pixel_multiple,
         max_pages=job.max_pages,
+        max_image_pixels=job.max_image_megapixels * 1_000_000,
         passwords=job.password,
         pages=job.pages,
     )

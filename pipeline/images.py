@@ -1,17 +1,21 @@
-"""Image files through Pillow: opened, measured, decoded upright in RGB on white at the size the model wants."""
+"""Image files through Pillow: opened, measured, upright in RGB with square pixels at the size the model wants."""
 
+import itertools
 import struct
 import time
 import warnings
 import zlib
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image
+from PIL.ImageFile import ImageFile as PillowFile
 from PIL.TiffImagePlugin import TiffImageFile
 
+from pipeline.image_colors import on_paper, paper_for, plain
 from pipeline.pixels import WHOLE_PAGE, PixelBudget, cut_page, make_page, overview_size
 from pipeline.records import BadInput, Box, ErrorCode, Page, Stage
 
@@ -23,7 +27,11 @@ PILLOW_FORMATS = {
     "image/gif": "GIF",
     "image/tiff": "TIFF",
 }
-MAX_PIXELS = 178_956_970  # of one image: Pillow itself refuses more
+MAX_PIXELS = 179_000_000  # of one image, where the job says nothing else
+_PIXEL_ASPECTS = (0.2, 5.0)  # of width to height: faxes have 0.52 to 2.1; what lies beyond is a mistake
+_ALMOST_SQUARE = 0.02
+_NOT_A_PAGE = 0b101  # of TIFF's NewSubfileType: a smaller version of another frame, or its mask
+_SMALLER_VERSION = 2  # of the older SubfileType
 
 # How a stored image becomes upright, by its EXIF orientation, and how far that turns it clockwise (after mirroring).
 _TO_UPRIGHT = {
@@ -55,13 +63,9 @@ class ImageFile:
         self._max_pixels = max_pixels
         self._is_tiff = media_type == "image/tiff"
         try:
-            with _no_warnings():
-                # Image.open refuses a whole file for one huge frame; of a TIFF the other frames are still wanted.
-                pillow_format = PILLOW_FORMATS[media_type]
-                self._image = TiffImageFile(file) if self._is_tiff else Image.open(file, formats=[pillow_format])
-                self._sizes = self._frame_sizes()
-        except Image.DecompressionBombError as error:
-            raise BadInput(Stage.OPEN, ErrorCode.IMAGE_BOMB, str(error)) from error
+            with _by_our_limits():
+                self._image = Image.open(file, formats=[PILLOW_FORMATS[media_type]])
+                self._frames, self._sizes = self._pages()
         except _DECODE_ERRORS as error:
             raise BadInput(Stage.OPEN, ErrorCode.CORRUPT, f"not a readable {media_type}: {error}") from error
         if len(self._sizes) == 1:
@@ -79,16 +83,17 @@ class ImageFile:
         started = time.perf_counter()
         if page_no > len(self):
             raise BadInput(Stage.RENDER, ErrorCode.PAGE_LOAD_FAILED, f"page {page_no} of {len(self)} does not exist")
-        with _no_warnings():
+        with _by_our_limits():
             if self._is_tiff:
                 self._seek(page_no)
             orientation = _orientation(self._image)
             self._check_size(Stage.RENDER)
-            image = self._decode(budget)
-        size = self._sizes[page_no - 1]  # `image` may be smaller
-        tile_boxes = _tile_boxes(image, size, budget)
+            size = self._sizes[page_no - 1]  # `image` may be smaller, and squeezed
+            image = self._decode(size, budget)
+        paper = paper_for(image)
+        tile_boxes = _tile_boxes(image, size, budget, paper)
         return make_page(
-            [_tile(image, box, size, budget) for box in tile_boxes],
+            [_tile(image, box, size, budget, paper) for box in tile_boxes],
             tile_boxes,
             page_no=page_no,
             label="",
@@ -99,22 +104,34 @@ class ImageFile:
             started=started,
         )
 
-    def _frame_sizes(self) -> tuple[tuple[float, float], ...]:
+    def _pages(self) -> tuple[tuple[int, ...], tuple[tuple[float, float], ...]]:
+        """The frames that are pages, and the size of each upright with square pixels."""
         if not self._is_tiff:
-            return (self._image.size[::-1] if _orientation(self._image) in _SIDEWAYS else self._image.size,)
-        sizes: list[tuple[float, float]] = [self._image.size]
-        while True:
+            return (0,), (_page_size(self._image),)
+        frames = list(self._tiff_frames())
+        pages = [(frame, size) for frame, size, is_page in frames if is_page] or [frame[:2] for frame in frames]
+        return tuple(frame for frame, _ in pages), tuple(size for _, size in pages)
+
+    def _tiff_frames(self) -> Iterator[tuple[int, tuple[float, float], bool]]:
+        """(frame, size, whether it is a page); (0, 0) for a frame that cannot be found, two in a row end the chain."""
+        was_found = True
+        for frame in itertools.count():
             try:
-                self._image.seek(len(sizes))
+                self._image.seek(frame)
             except EOFError:
-                return tuple(sizes)
-            except _DECODE_ERRORS:  # the chain of frames is broken here: one page that fails, then the end
-                return (*sizes, (0.0, 0.0))
-            sizes.append(self._image.size)
+                return
+            except _DECODE_ERRORS:
+                if not was_found:
+                    return
+                was_found = False
+                yield frame, (0.0, 0.0), True
+                continue
+            was_found = True
+            yield frame, _page_size(self._image), _is_page(self._image)
 
     def _seek(self, page_no: int) -> None:
         try:
-            self._image.seek(page_no - 1)
+            self._image.seek(self._frames[page_no - 1])
         except _DECODE_ERRORS as error:
             message = f"page {page_no} of {len(self)} cannot be found: {error}"
             raise BadInput(Stage.RENDER, ErrorCode.PAGE_LOAD_FAILED, message) from error
@@ -124,31 +141,76 @@ class ImageFile:
         if min(width, height) < 1:
             raise BadInput(stage, ErrorCode.ZERO_SIZE_PAGE, f"the image measures {width} x {height} pixels")
         if width * height > self._max_pixels:
-            message = f"the image has {width} x {height} pixels, more than {self._max_pixels}"
+            message = (
+                f"the image has {width} x {height} pixels, more than {self._max_pixels / 1e6:g} million: "
+                "read it with a larger --max-image-megapixels"
+            )
             raise BadInput(stage, ErrorCode.IMAGE_BOMB, message)
 
-    def _decode(self, budget: PixelBudget) -> Image.Image:
+    def _decode(self, size: tuple[float, float], budget: PixelBudget) -> Image.Image:
         """The current frame upright as "L", "RGB" or "RGBA", perhaps at a fraction of its size."""
         image = self._image
-        is_one_tile = budget.tile_count(*image.size) == 1
+        is_one_tile = budget.tile_count(*size) == 1
         height, width = budget.dimensions(*image.size, scalable=False)
         try:
             if is_one_tile:
                 image.draft(None, (2 * width, 2 * height))  # JPEG: decoded at 1/2, 1/4, 1/8 where that is still ample
             image.load()
-            plain = _plain(image)
-            reduction = min(plain.width // (3 * width), plain.height // (3 * height)) if is_one_tile else 1
-            if reduction > 1:  # a quick average first: less to turn and to resize, and no visible difference
-                plain = plain.reduce(reduction)
-        except (Image.DecompressionBombError, *_DECODE_ERRORS) as error:
+            # A quick average first: less to turn and to resize, and no visible difference.
+            reduction = min(image.width // (3 * width), image.height // (3 * height)) if is_one_tile else 1
+            upright = plain(image, max(1, reduction))
+        except _DECODE_ERRORS as error:
             raise BadInput(Stage.RENDER, ErrorCode.CORRUPT, f"the image cannot be decoded: {error}") from error
         turn = None if self._is_tiff else _TO_UPRIGHT.get(_orientation(image))
-        return plain if turn is None else plain.transpose(turn)
+        return upright if turn is None else upright.transpose(turn)
 
 
-def _no_warnings() -> AbstractContextManager[None]:
-    """Pillow warns of much that it then reads, or fails to read with an error of its own."""
-    return warnings.catch_warnings(action="ignore")
+def _is_page(image: PillowFile) -> bool:
+    tags = getattr(image, "tag_v2", {})
+    if not isinstance(kind := tags.get(ExifTags.Base.NewSubfileType, 0), int):
+        return True
+    return not kind & _NOT_A_PAGE and tags.get(ExifTags.Base.SubfileType) != _SMALLER_VERSION
+
+
+def _page_size(image: PillowFile) -> tuple[float, float]:
+    """(width, height) upright with square pixels, one of them as the finer side is stored."""
+    is_sideways = _orientation(image) in _SIDEWAYS
+    width, height = image.size
+    if is_sideways and not isinstance(image, TiffImageFile):  # of a TIFF Pillow has swapped them
+        width, height = height, width
+    aspect = _pixel_aspect(image)
+    if is_sideways:
+        aspect = 1 / aspect
+    return (width * aspect, float(height)) if aspect > 1 else (float(width), height / aspect)
+
+
+def _pixel_aspect(image: PillowFile) -> float:
+    """Width to height of a stored pixel by the resolution in the file; 1 where that says nothing sensible."""
+    if isinstance(image, TiffImageFile):
+        resolution: Any = [image.tag_v2.get(tag) for tag in (ExifTags.Base.XResolution, ExifTags.Base.YResolution)]
+    else:  # of PNG and JPEG a ratio without unit stands elsewhere; that of JPEG comes before EXIF's
+        resolution = image.info.get("jfif_density") or image.info.get("aspect") or image.info.get("dpi")
+    try:
+        across, down = (float(value) for value in resolution or ())
+        aspect = down / across
+    except (TypeError, ValueError, ZeroDivisionError, OverflowError):
+        return 1.0
+    low, high = _PIXEL_ASPECTS
+    return aspect if low <= aspect <= high and abs(aspect - 1) > _ALMOST_SQUARE else 1.0
+
+
+@contextmanager
+def _by_our_limits() -> Iterator[None]:
+    """Pillow's own limit is the process's, refuses a TIFF for one huge frame, and is not the job's: it is lifted here.
+
+    Pillow also warns of much that it then reads, or fails to read with an error of its own.
+    """
+    limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            yield
+    finally:
+        Image.MAX_IMAGE_PIXELS = limit
 
 
 def _orientation(image: Image.Image) -> int:
@@ -166,41 +228,20 @@ def _orientation(image: Image.Image) -> int:
     return orientation if orientation in _TO_UPRIGHT else 1
 
 
-def _plain(image: Image.Image) -> Image.Image:
-    """As "L", "RGB" or, where something is transparent, "RGBA"."""
-    if image.mode == "F" or image.mode.startswith("I"):
-        return Image.fromarray(_to_8_bits(np.asarray(image)))
-    mode = "RGBA" if image.has_transparency_data else "L" if image.mode in ("1", "L") else "RGB"
-    return image if image.mode == mode else image.convert(mode)
-
-
-def _to_8_bits(grey_HW: NDArray[Any]) -> NDArray[np.uint8]:
-    """Deeper grey scaled, not cut off. 32 bits have no agreed white: it is the least usual one that holds them all."""
-    if grey_HW.dtype.itemsize == 2:
-        return (grey_HW >> 8).astype(np.uint8)
-    finite_HW = np.nan_to_num(grey_HW.astype(np.float32), nan=0.0, posinf=0.0, neginf=0.0)
-    white = next((white for white in (1.0, 255.0, 65535.0) if finite_HW.max() <= white), float(finite_HW.max()))
-    return (finite_HW.clip(0, white) * (255 / white)).astype(np.uint8)
-
-
-def _on_white(image: Image.Image) -> Image.Image:
-    if image.mode != "RGBA":
-        return image.convert("RGB")
-    return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
-
-
-def _tile_boxes(image: Image.Image, size: tuple[float, float], budget: PixelBudget) -> tuple[Box, ...]:
+def _tile_boxes(image: Image.Image, size: tuple[float, float], budget: PixelBudget, paper: str) -> tuple[Box, ...]:
     tiles = budget.tile_count(*size)
     if tiles == 1:
         return (WHOLE_PAGE,)
     overview = image.resize(overview_size(*size), Image.Resampling.BICUBIC)
-    return cut_page(np.asarray(_on_white(overview).convert("L")), tiles)
+    return cut_page(np.asarray(on_paper(overview, paper).convert("L")), tiles)
 
 
-def _tile(image: Image.Image, box: Box, size: tuple[float, float], budget: PixelBudget) -> NDArray[np.uint8]:
-    """`box` of the image as uint8 RGB [H, W, 3] on white. Transparent pixels weigh by their alpha in the resize."""
+def _tile(
+    image: Image.Image, box: Box, size: tuple[float, float], budget: PixelBudget, paper: str
+) -> NDArray[np.uint8]:
+    """`box` of the image as uint8 RGB [H, W, 3] on paper. Transparent pixels weigh by their alpha in the resize."""
     left, top, right, bottom = box
     height, width = budget.dimensions(size[0] * (right - left), size[1] * (bottom - top), scalable=False)
     source = (left * image.width, top * image.height, right * image.width, bottom * image.height)
     tile = image.resize((width, height), Image.Resampling.BICUBIC, box=source)
-    return np.asarray(_on_white(tile))
+    return np.asarray(on_paper(tile, paper))

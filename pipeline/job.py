@@ -152,6 +152,9 @@ class ParseJob(Job):
     prompt: str = _option("markdown", "markdown, html (blocks with boxes), text, or a file with your own instruction")
     pages: str = _option("", "only these pages of each document, such as 1-3,7,20-; the others become rows 'skipped'")
     max_pages: int = _option(10_000, "documents with more pages fail as too_many_pages")
+    max_image_megapixels: int = _option(
+        179, "images of more million pixels fail as image_bomb; huge plans take a byte a pixel of --decoder-memory-mb"
+    )
     password: tuple[str, ...] = _option((), "password to try on encrypted documents; may be given several times")
     min_tokens_per_page: int = _option(256, "least visual tokens a page is rendered to (one token is 32 x 32 pixels)")
     max_tokens_per_page: int = _option(
@@ -161,7 +164,7 @@ class ParseJob(Job):
 
     def __post_init__(self) -> None:
         Job.__post_init__(self)  # super() knows no dataclass with slots
-        for name in ("max_pages", "min_tokens_per_page"):
+        for name in ("max_pages", "max_image_megapixels", "min_tokens_per_page"):
             _require(getattr(self, name) >= 1, f"{name} must be at least 1, not {getattr(self, name)}")
         low, high = self.min_tokens_per_page, self.max_tokens_per_page
         _require(low <= high, f"max_tokens_per_page is {high}: it must not be below min_tokens_per_page, {low}")
@@ -240,7 +243,10 @@ ANSWER_FIELDS = (
     "rope_scaling",
     "keep_raw",
 )
-PARSE_ANSWER_FIELDS = ("pages", "max_pages", "min_tokens_per_page", "max_tokens_per_page", *ANSWER_FIELDS)
+PARSE_ANSWER_FIELDS = (
+    *("pages", "max_pages", "max_image_megapixels", "min_tokens_per_page", "max_tokens_per_page"),
+    *ANSWER_FIELDS,
+)
 INDEX_ANSWER_FIELDS = (
     *("query", "question", "fps", "window_seconds", "overlap_seconds", "max_tokens_per_window"),
     *("max_frames_per_window", "shot_cuts", "video_marks"),

@@ -191,7 +191,7 @@ def test_page_ranges_that_make_no_sense_are_refused_with_the_value(pages: str) -
         {"tile_aspect": 1.0},
         {"tile_aspect": float("nan")},
         {"max_pages": 0},
-        {"max_image_pixels": 10**9},
+        {"max_image_pixels": 0},
     ],
 )
 def test_options_that_make_no_sense_are_refused(nonsense: dict[str, float]) -> None:

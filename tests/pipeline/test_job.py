@@ -69,6 +69,7 @@ CHANGES_ANSWERS = {
     "prompt": "html",
     "pages": "1-3",
     "max_pages": 7,
+    "max_image_megapixels": 500,
     "min_tokens_per_page": 300,
     "max_tokens_per_page": 999,
     "max_new_tokens": 99,

@@ -1,0 +1,116 @@
+"""What an image's stored samples look like on paper: any depth, sign and sense of grey, colour spaces, transparency."""
+
+import math
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import ExifTags, Image, ImageCms
+from PIL.TiffImagePlugin import TiffImageFile
+
+_WHITE_IS_ZERO = 0  # of TIFF's PhotometricInterpretation
+_DIM = 15  # of 255: an image with nothing brighter holds samples of four bits or fewer
+_LIGHT = 200  # of 255: what would be lost on white paper
+_SAMPLE_SIDE = 512  # pixels of the picture in which the colour of the paper is chosen
+_BRIGHTEST = 0.999  # of the samples; hot pixels say nothing about the rest
+_SAMPLES = 2**20  # looked at for that
+_BAND_PIXELS = 2**24  # of a bilevel image made grey at once
+
+
+def plain(image: Image.Image, reduction: int = 1) -> Image.Image:
+    """A loaded image as "L", "RGB" or, with something transparent, "RGBA", averaged over `reduction` pixels a side."""
+    if image.mode == "1":  # a byte a pixel already: made grey in bands, for plans of half a gigapixel
+        return _grey_bands(image, reduction)
+    if image.mode == "F" or image.mode.startswith("I"):
+        coloured = Image.fromarray(_to_8_bits(*_samples(image)))
+    elif image.mode == "LAB":
+        coloured = _from_lab(image)
+    else:
+        if image.mode in ("La", "RGBa"):
+            image = image.convert(image.mode[:-1] + "A")
+        mode = "RGBA" if image.has_transparency_data else "L" if image.mode == "L" else "RGB"
+        coloured = image if image.mode == mode else image.convert(mode)
+    return _brightened(coloured if reduction == 1 else coloured.reduce(reduction))
+
+
+def paper_for(image: Image.Image) -> str:
+    """The colour of the paper on which a plain image shows: "black" where it is light on nothing, otherwise "white"."""
+    if image.mode != "RGBA":
+        return "white"
+    small = image.copy()
+    small.thumbnail((_SAMPLE_SIDE, _SAMPLE_SIDE), Image.Resampling.NEAREST)
+    grey_HW = np.asarray(small.convert("RGB").convert("L"))
+    alpha_HW = np.asarray(small.getchannel("A")).astype(np.float32)
+    seen = float(alpha_HW.sum())
+    light = float(alpha_HW[grey_HW > _LIGHT].sum())
+    is_mostly_clear = float(alpha_HW.mean()) < 255 / 2
+    return "black" if seen and is_mostly_clear and light > 0.8 * seen else "white"
+
+
+def on_paper(image: Image.Image, paper: str) -> Image.Image:
+    """As "RGB"."""
+    if image.mode != "RGBA":
+        return image.convert("RGB")
+    return Image.alpha_composite(Image.new("RGBA", image.size, paper), image).convert("RGB")
+
+
+def _grey_bands(image: Image.Image, reduction: int) -> Image.Image:
+    rows = max(1, _BAND_PIXELS // max(1, image.width * reduction)) * reduction
+    grey = Image.new("L", (-(-image.width // reduction), -(-image.height // reduction)))
+    for top in range(0, image.height, rows):
+        band = image.crop((0, top, image.width, min(top + rows, image.height))).convert("L")
+        grey.paste(band if reduction == 1 else band.reduce(reduction), (0, top // reduction))
+    return grey
+
+
+def _samples(image: Image.Image) -> tuple[NDArray[Any], bool]:
+    """Deep grey as it is stored, and whether 0 is white. Pillow reads 32 bits without sign as if they had one."""
+    grey_HW = np.asarray(image)
+    if not isinstance(image, TiffImageFile):
+        return grey_HW, False
+    tags = image.tag_v2
+    has_no_sign = tags.get(ExifTags.Base.SampleFormat, (1,))[0] == 1
+    if grey_HW.dtype == np.int32 and has_no_sign:
+        grey_HW = grey_HW.view(np.uint32)
+    return grey_HW, tags.get(ExifTags.Base.PhotometricInterpretation) == _WHITE_IS_ZERO
+
+
+def _to_8_bits(grey_HW: NDArray[Any], white_is_zero: bool) -> NDArray[np.uint8]:
+    """Scaled by the fewest bits that hold the brightest samples but a thousandth: 12 bits in 16 are 12."""
+    finite_HW = np.nan_to_num(grey_HW.astype(np.float32), copy=False, nan=0.0, posinf=0.0, neginf=0.0)
+    lowest = min(0.0, float(finite_HW.min(initial=0.0)))  # below 0 there is no agreed black
+    finite_HW -= lowest
+    some = finite_HW.ravel()[:: -(-finite_HW.size // _SAMPLES)]
+    highest = float(np.quantile(some, _BRIGHTEST, method="higher")) or float(finite_HW.max())
+    scaled_HW = finite_HW * (255 / _white(highest, is_exact=lowest < 0))
+    np.clip(scaled_HW, 0, 255, out=scaled_HW)
+    grey = scaled_HW.astype(np.uint8)
+    return 255 - grey if white_is_zero else grey
+
+
+def _white(highest: float, *, is_exact: bool) -> float:
+    """The sample that is white. Real numbers end at 1 or are samples of so many bits."""
+    if highest <= 0:
+        return 1.0
+    if is_exact or highest < 0.1 or 1 < highest < 1.5:
+        return highest
+    bits = math.ceil(math.log2(highest + 1) - 1e-6)  # 32 bits of float32 are one more than 32 bits of integers
+    return 1.0 if highest <= 1 else float(max(255, 2**bits - 1))
+
+
+def _from_lab(image: Image.Image) -> Image.Image:
+    to_rgb = ImageCms.buildTransform(ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB"), "LAB", "RGB")
+    coloured = ImageCms.applyTransform(image, to_rgb)
+    assert coloured is not None, "not in place"
+    return coloured
+
+
+def _brightened(image: Image.Image) -> Image.Image:
+    """Samples of 1 to 4 bits in 8 made visible."""
+    extrema: Any = image.getextrema()
+    highest = max(high for _, high in (extrema[:3] if image.mode != "L" else (extrema,)))
+    if not 0 < highest <= _DIM:
+        return image
+    white = 2 ** highest.bit_length() - 1
+    table = [min(255, value * 255 // white) for value in range(256)]
+    return image.point(table * 3 + list(range(256)) if image.mode == "RGBA" else table * len(image.getbands()))
