@@ -1,0 +1,181 @@
+"""Checkpoints of random weights under official files: of their true widths, read by us as transformers reads them."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from PIL import Image
+from tiny import their_pixels
+from transformers import Qwen3VLForConditionalGeneration, Qwen3VLMoeForConditionalGeneration
+
+from jobs.random_checkpoint import main, thinned
+from model.attention import PackedCausal
+from model.config import parse_config, read_config
+from model.layers import pack_weights
+from model.processor import Processor
+from model.request import Frames, Sampling
+from model.weights import from_pretrained
+from tests.official import BESIDE, build_tokenizer, folder_of
+from tests.official_files import SIZES, config_json, write_small_files
+
+ROOT = Path(__file__).parents[2]
+THIN = ["--layers", "3", "--vision-layers", "4"]
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory):
+    built = build_tokenizer(BESIDE, tmp_path_factory.mktemp("tokenizer"))
+    if built is None:
+        pytest.skip("the official tokenizer is not beside the checkout")
+    return built
+
+
+def write(name, like, folder, tokenizer, *more):
+    folder_of(name, BESIDE, None, like)
+    assert main([str(folder), "--like", str(like / name), "--tokenizer", str(tokenizer), *THIN, *more]) == 0
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory, tokenizer):
+    """2B-Instruct of its true widths."""
+    place = tmp_path_factory.mktemp("random")
+    write("2B-Instruct", place, place / "thin", tokenizer)
+    return place / "thin"
+
+
+def conversation(processor):
+    """An image, two images and a video in prompts of their own, with what each shows."""
+    rng = np.random.default_rng(5)
+
+    def frames(count, height, width):
+        pixels = rng.integers(0, 256, (count, height, width, 3), dtype=np.uint8)
+        return Frames(pixels, tuple(0.5 * number for number in range(count)) if count > 1 else None)
+
+    contents = [
+        [frames(1, 128, 96), "qwenvl markdown"],
+        [frames(1, 64, 64), "and", frames(1, 32, 160), "differ?"],
+        [frames(4, 64, 96), "What happens?"],
+    ]
+    return [(content, processor.encode("", content, Sampling())) for content in contents]
+
+
+def their_logits(network, content, prompt, config):
+    ids = torch.from_numpy(prompt.token_ids_T.astype(np.int64))[None]
+    inputs = {"mm_token_type_ids": (ids == config.image_token_id).int() + 2 * (ids == config.video_token_id).int()}
+    for suffix, kind, is_video in (("", "image", False), ("_videos", "video", True)):
+        shown = [their_pixels(part) for part in content if isinstance(part, Frames) and bool(part.seconds) == is_video]
+        if shown:
+            inputs[f"pixel_values{suffix}"] = torch.cat([pixels for pixels, _ in shown])
+            inputs[f"{kind}_grid_thw"] = torch.tensor([grid for _, grid in shown])
+    return network(input_ids=ids, **inputs).logits[0].float()
+
+
+def our_logits(network, prompt):
+    grids = [tuple(grid) for grid in prompt.grids_G3.tolist()]
+    visual = network.look(torch.from_numpy(prompt.patches_PC), grids)
+    ids = torch.from_numpy(prompt.token_ids_T.astype(np.int64))
+    hidden = network(ids, torch.from_numpy(prompt.positions_3T.astype(np.int64)), PackedCausal([len(ids)]), visual)
+    return network.logits(hidden).float()
+
+
+@torch.inference_mode()
+def compare(folder, dtype, bound):
+    """The largest difference of a logit, in parts of how far the logits of a token are spread."""
+    processor, config = Processor.from_pretrained(str(folder)), read_config(folder)
+    cases = conversation(processor)
+    theirs = Qwen3VLMoeForConditionalGeneration if config.text.moe else Qwen3VLForConditionalGeneration
+    network = theirs.from_pretrained(folder, dtype=dtype).eval()
+    expected = [their_logits(network, content, prompt, config) for content, prompt in cases]
+    del network
+    ours = from_pretrained(str(folder), dtype=dtype)
+    pack_weights(ours)
+    for (_, prompt), logits in zip(cases, expected, strict=True):
+        difference = float((our_logits(ours, prompt) - logits).abs().max() / logits.std())
+        print(f"{folder.name} {dtype}: {difference:.1e} of the spread of the logits")
+        assert difference <= bound
+
+
+def test_true_widths_give_the_logits_of_transformers(small):
+    compare(small, torch.float32, 1e-4)
+
+
+def test_in_bfloat16_they_differ_as_two_orders_of_summation_do(small):
+    """A rounding to eight bits in each of some twenty maps: measured at 7 to 8 % of the spread in the worst logit of a
+    prompt, on a Xeon with AMX."""
+    compare(small, torch.bfloat16, 0.15)
+
+
+@pytest.mark.heavy
+@pytest.mark.parametrize(("name", "more"), [("8B-Instruct", []), ("30B-A3B-Instruct", ["--experts", "8"])])
+def test_larger_ones_give_the_logits_of_transformers(tmp_path, tokenizer, name, more):
+    write(name, tmp_path, tmp_path / "thin", tokenizer, *more)
+    compare(tmp_path / "thin", torch.float32, 1e-4)
+    compare(tmp_path / "thin", torch.bfloat16, 0.15)
+
+
+@pytest.mark.heavy
+@pytest.mark.parametrize("name", ["2B-Instruct", "8B-Instruct", "30B-A3B-Instruct", "2B-Thinking-FP8"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_whole_job_with_true_widths_ends_in_rows_that_say_truncated(tmp_path, tokenizer, name, dtype):
+    more = ["--experts", "8"] if SIZES[name].is_moe else []
+    write(name, tmp_path, tmp_path / "thin", tokenizer, *more)
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (200, 150, 3), dtype=np.uint8)).save(tmp_path / "a.png")
+    small = ["--max-tokens-per-page", "64", "--min-tokens-per-page", "16", "--max-new-tokens", "8", "--dtype", dtype]
+    command = [sys.executable, "-m", "jobs.parse_documents", str(tmp_path / "a.png"), str(tmp_path / "out")]
+    done = subprocess.run([*command, "--model", str(tmp_path / "thin"), *small], cwd=ROOT, check=False)
+    assert done.returncode == 0
+    assert pq.read_table(tmp_path / "out" / "pages")["status"].to_pylist() == ["truncated"]
+
+
+def test_the_same_seed_writes_the_same_bytes_and_another_one_others(tmp_path):
+    write_small_files(tmp_path / "like", "2B-Thinking-FP8")
+    config = json.loads((tmp_path / "like" / "config.json").read_text())
+    config["text_config"] |= {"vocab_size": 512, "hidden_size": 256, "intermediate_size": 384}
+    config["vision_config"] |= {"out_hidden_size": 256, "hidden_size": 64, "intermediate_size": 96, "num_heads": 4}
+    (tmp_path / "like" / "config.json").write_text(json.dumps(config))
+    (tmp_path / "tokenizer.json").write_text("{}")
+    weights = {}
+    for run, seed in (("a", "1"), ("b", "1"), ("c", "2")):
+        flags = [str(tmp_path / run), "--like", str(tmp_path / "like"), "--tokenizer", str(tmp_path), *THIN]
+        assert main([*flags, "--seed", seed, "--shard-gb", "0.002"]) == 0
+        weights[run] = b"".join(path.read_bytes() for path in sorted((tmp_path / run).glob("*.safetensors")))
+        assert len(list((tmp_path / run).glob("*.safetensors"))) > 1
+    assert weights["a"] == weights["b"] != weights["c"]
+    from_pretrained(str(tmp_path / "a"), dtype=torch.float32)
+    index = json.loads((tmp_path / "a" / "model.safetensors.index.json").read_text())
+    assert "lm_head.weight" in index["weight_map"]  # as tied FP8 checkpoints have it
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_thinned_configurations_are_configurations(name):
+    experts = 8 if SIZES[name].is_moe else None
+    config = parse_config(thinned(config_json(SIZES[name]), 3, 5, experts))
+    assert (config.text.num_hidden_layers, config.vision.depth) == (3, 5)
+    assert len(set(config.vision.deepstack_visual_indexes)) == 3
+    assert max(config.vision.deepstack_visual_indexes) < 5
+
+
+@pytest.mark.parametrize(
+    ("numbers", "message"),
+    [
+        ((2, None, None), "num_hidden_layers must lie between 3 and the 28 there are, not 2"),
+        ((None, 99, None), "depth must lie between 3 and the 24"),
+        ((None, None, 4), "num_experts 4: the checkpoint has no experts"),
+    ],
+)
+def test_what_cannot_be_thinned_is_refused(numbers, message):
+    with pytest.raises(ValueError, match=message):
+        thinned(config_json(SIZES["2B-Instruct"]), *numbers)
+
+
+def test_a_folder_that_holds_something_is_left_alone(tmp_path, capsys):
+    write_small_files(tmp_path / "like", "2B-Instruct")
+    assert main([str(tmp_path), "--like", str(tmp_path / "like")]) == 2
+    assert "is there already and not empty" in capsys.readouterr().err
+    assert main([str(tmp_path / "new"), "--like", str(tmp_path / "like")]) == 2
+    assert "give --tokenizer" in capsys.readouterr().err
