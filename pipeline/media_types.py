@@ -5,7 +5,7 @@ from typing import BinaryIO
 from pipeline.records import BadInput, ErrorCode, Stage
 
 PDF = "application/pdf"
-_HEAD_BYTES = 1024  # what Acrobat accepts before the header of a PDF, and PDFium
+HEAD_BYTES = 1024  # what Acrobat accepts before the header of a PDF, and PDFium
 
 _IMAGES = (
     (0, b"\x89PNG\r\n\x1a\n", "image/png"),
@@ -70,6 +70,11 @@ _REFUSED = (  # (offset, signature, what it is, what would help)
     (0, b"SQLite format 3\0", "a database", "it has no pages"),
     (0, b"PAR1", "a Parquet table", "it has no pages"),
 )
+_SOUND = (  # (offset, signature) of files that hold sound alone, whatever picture is in their tags
+    *((0, b"ID3"), (0, b"fLaC"), (8, b"WAVE"), (8, b"AIFF"), (8, b"AIFC"), (0, b"#!AMR"), (0, b"MThd"), (0, b"wvpk")),
+    *((0, b"MAC "), (0, b"caff"), (0, b".snd"), (0, b"\x0b\x77"), (0, b"DSD "), (0, b"TTA1"), (0, b"MPCK")),
+    *((0, b"\xff" + second) for second in (b"\xfb", b"\xfa", b"\xf3", b"\xf2", b"\xf1", b"\xf9")),  # MPEG, ADTS
+)
 _HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"mif1", b"msf1", b"hevc", b"avif", b"avis")
 _OFFICE = (  # names of members, in the head of a zip, that say what it holds
     (b"[Content_Types].xml", "an office document (docx, xlsx, pptx) or XPS"),
@@ -109,7 +114,7 @@ _MARKS = (b"\xef\xbb\xbf", b"\xff\xfe", b"\xfe\xff")  # of Unicode, before a tex
 def sniff(file: BinaryIO) -> str:
     """The media type by content. Raises BadInput for an empty file and for a type that is not read here, named."""
     file.seek(0)
-    head = file.read(_HEAD_BYTES)
+    head = file.read(HEAD_BYTES)
     if not head:
         raise BadInput(Stage.OPEN, ErrorCode.EMPTY_FILE, "the file has 0 bytes")
     if head.startswith(b"%PDF-") and not _is_tar(head):
@@ -123,6 +128,27 @@ def sniff(file: BinaryIO) -> str:
         return PDF
     what = "a text" if _is_text(head) else "neither a PDF nor a known image"
     raise BadInput(Stage.OPEN, ErrorCode.UNSUPPORTED_TYPE, f"this is {what}; it begins {head[:8]!r}")
+
+
+def still_or_sound(head: bytes) -> tuple[ErrorCode, str] | None:
+    """Why a file that begins so is no video, and what it is, where FFmpeg would take it for one or not know it."""
+    if any(head.startswith(signature, offset) for offset, signature in _SOUND):
+        return ErrorCode.NO_VIDEO, "a sound file"
+    if head[4:8] == b"ftyp" and head[8:12] in _HEIF_BRANDS:
+        return ErrorCode.UNSUPPORTED_TYPE, "a HEIF or AVIF image"
+    if media_type := _image_type(head):
+        return ErrorCode.UNSUPPORTED_TYPE, f"an image ({media_type})"
+    return None
+
+
+def what_it_is(head: bytes) -> str:
+    """In words, for a message; "" where nothing in the head says."""
+    if head.startswith(b"%PDF-"):
+        return "a PDF"
+    named = _refused(head)
+    if named:
+        return named[0]
+    return "a text" if _is_text(head) else ""
 
 
 def _image_type(head: bytes) -> str:

@@ -7,15 +7,18 @@ FFmpeg does with timestamps are measured, not documented: each stands where it i
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from errno import EINVAL
 from fractions import Fraction
 from typing import Any, BinaryIO
 
 import av
 from av.container import InputContainer
 from av.packet import Packet
+from av.stream import Disposition
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
+from pipeline.media_types import HEAD_BYTES, still_or_sound, what_it_is
 from pipeline.records import BadInput, ErrorCode, Stage
 
 # Only containers that hold their media themselves: no playlists, no concat, no SDP, no devices, no pictures.
@@ -28,6 +31,7 @@ MOST_FRAMES_OF_A_STILL = 2
 MAX_FRAME_PIXELS = 8192 * 4608  # of one coded frame: 8K and somewhat more
 _STEPS_BACK_US = (2_000_000, 10_000_000, 60_000_000)  # where a seek lands late, as in MPEG-TS, it starts again earlier
 _BEFORE_START_US = 60_000_000
+_TRACKS_BYTES = 1 << 20  # the tracks of a Matroska file stand before its clusters
 _SIGNATURES = (b"ftyp", b"moov", b"\x1aE\xdf\xa3", b"RIFF", b"FLV", b"OggS", b"DKIF")
 
 
@@ -43,10 +47,13 @@ def open_video(file: BinaryIO) -> Iterator["VideoFile"]:
 
 def _open(file: BinaryIO) -> InputContainer:
     file.seek(0)
-    head = file.read(64)
+    head = file.read(HEAD_BYTES)
     file.seek(0)
     if not head:
         raise BadInput(Stage.OPEN, ErrorCode.EMPTY_FILE, "the file has 0 bytes")
+    if other := still_or_sound(head):
+        code, what = other
+        raise BadInput(Stage.OPEN, code, f"this is {what}, not a video")
     try:
         container = av.open(
             file,
@@ -58,25 +65,36 @@ def _open(file: BinaryIO) -> InputContainer:
         assert isinstance(container, InputContainer)
         return container
     except av.error.FFmpegError as error:
-        code = ErrorCode.CORRUPT if any(sign in head for sign in _SIGNATURES) else ErrorCode.UNSUPPORTED_TYPE
+        is_video = any(sign in head[:64] for sign in _SIGNATURES)
+        code = ErrorCode.CORRUPT if is_video else ErrorCode.UNSUPPORTED_TYPE
         message = f"not a video that can be opened: {error.strerror or error}; it begins {head[:8]!r}"
+        if not is_video and (what := what_it_is(head)):
+            message = f"this is {what}, not a video"
         raise BadInput(Stage.OPEN, code, message) from error
 
 
 def _best_track(container: InputContainer) -> VideoStream | None:
     """FFmpeg's choice, for the first or the largest is often a still; but in a motion photo, whose tracks all say that
-    they are the default, FFmpeg takes the still as well: then the track with the most frames."""
+    they are the default, FFmpeg takes the still as well: then the track with the most frames. Cover art is no video."""
+    tracks = [stream for stream in container.streams.video if not stream.disposition & Disposition.attached_pic]
     best = container.streams.best("video")
-    if best is None:
-        return None
-    assert isinstance(best, VideoStream)
-    if not 0 < best.frames <= MOST_FRAMES_OF_A_STILL:
-        return best
-    return max((best, *container.streams.video), key=lambda stream: stream.frames)
+    if best in tracks:
+        assert isinstance(best, VideoStream)
+        if not 0 < best.frames <= MOST_FRAMES_OF_A_STILL:
+            return best
+    return max(tracks, key=lambda stream: stream.frames, default=None)
 
 
 def _refuse(url: str, flags: int, options: dict[str, Any]) -> Any:
     raise PermissionError("a video may open nothing else")
+
+
+def is_encrypted_matroska(file: BinaryIO) -> bool:
+    """Whether the tracks of a Matroska or WebM file say that their content is encrypted, which FFmpeg passes over."""
+    file.seek(0)
+    head = file.read(_TRACKS_BYTES)
+    tracks = head.partition(b"\x1f\x43\xb6\x75")[0]  # before the first cluster
+    return head.startswith(b"\x1a\x45\xdf\xa3") and b"\x50\x35" in tracks and b"\x47\xe1" in tracks
 
 
 class VideoFile:
@@ -87,6 +105,7 @@ class VideoFile:
         self._file = file
         self.errors_us: list[int] = []  # when packets would have shown that could not be decoded
         self.corrupt_us: list[int] = []  # when frames show that are marked as damaged
+        self.is_encrypted = False  # whether a packet was met that is
         self.end_us = 0  # where the last packet that was read ends
         self._open()
 
@@ -120,11 +139,11 @@ class VideoFile:
     def duration_us(self) -> int:
         """By the headers: of the track, otherwise of the container; 0 when neither says."""
         stream = self.stream
-        if stream.duration:
+        if stream.duration and stream.duration > 0:
             return round(stream.duration * self.time_base * 1_000_000)
         tag = stream.metadata.get("DURATION", "")  # Matroska's only word on the length of one track
         parts = tag.split(":")
-        if len(parts) == 3 and all(part.replace(".", "", 1).isdecimal() for part in parts):
+        if len(parts) == 3 and all(part.isdecimal() for part in (*parts[:2], parts[2].replace(".", "", 1))):
             hours, minutes, seconds = parts
             end_us = round((int(hours) * 3600 + int(minutes) * 60 + float(seconds)) * 1e6)
             return max(0, end_us + self._us(0))  # the tag counts from the container's 0, tracks may begin later
@@ -199,7 +218,7 @@ class VideoFile:
             if self.is_in_decode_order and packet.dts is not None and packet.size:
                 decode_times.append(self._us(packet.dts))
             try:
-                frames = packet.decode()
+                frames = self._decode(packet)
             except av.error.FFmpegError as error:
                 if isinstance(error, MemoryError):
                     raise
@@ -223,6 +242,13 @@ class VideoFile:
                     self.corrupt_us.append(time_us)
                 else:
                     yield time_us, frame
+
+    def _decode(self, packet: "Packet[VideoStream]") -> list[VideoFrame]:
+        """Raises InvalidDataError for what is encrypted: some of it decodes, to noise."""
+        if packet.has_sidedata("encryption_info"):
+            self.is_encrypted = True
+            raise av.error.InvalidDataError(EINVAL, "encrypted")
+        return packet.decode()
 
     def _us(self, pts: int) -> int:
         return round((pts - self.start_pts) * self.time_base * 1_000_000)

@@ -133,13 +133,23 @@ class Orientation:
 
 def orientation_of(frame: VideoFrame) -> Orientation:
     """By the display matrix that travels with the frame; other signs, such as names of tracks, are not trusted."""
-    for data in cast(Iterable[SideData], frame.side_data):  # PyAV's types take it for a mapping
+    try:
+        side_data = cast(Iterable[SideData], frame.side_data)  # PyAV's types take it for a mapping
+    except ValueError:  # PyAV refuses all of it where some is of a kind it does not know, as EXIF or a camera's pose is
+        return _turned(-frame.rotation % 360)
+    for data in side_data:
         if data.type == SideDataType.DISPLAYMATRIX:
             a, b, _, c, d, *_ = np.frombuffer(bytes(data), dtype="<i4")[:9].tolist()
             if abs(b) > abs(a):  # x' = a x + c y, y' = b x + d y
                 return Orientation(True, c < 0, b < 0)
             return Orientation(False, a < 0, d < 0)
     return Orientation()
+
+
+def _turned(degrees: int) -> Orientation:
+    """The orientation for degrees clockwise, without mirroring."""
+    quarter = round(degrees / 90) % 4
+    return Orientation(quarter % 2 == 1, quarter in (1, 2), quarter in (2, 3))
 
 
 class Painter:

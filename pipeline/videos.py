@@ -11,7 +11,7 @@ import numpy as np
 from pipeline.records import BadInput, ErrorCode, Failure, Stage, Window, WindowFacts, WindowSpan
 from pipeline.shot_cuts import shot_cuts
 from pipeline.video_color import HDR
-from pipeline.video_file import VideoFile, open_video
+from pipeline.video_file import VideoFile, is_encrypted_matroska, open_video
 from pipeline.video_frames import Orientation, SampledWindow, orientation_of, sample_windows
 from pipeline.video_windows import PlannedWindow, VideoOptions, frame_dimensions, plan_windows, window_tokens
 
@@ -61,6 +61,9 @@ def inspect_video(file: BinaryIO, options: VideoOptions) -> VideoInfo:
             if len(frames) == FRAMES_LOOKED_AT:
                 break
         if not frames:
+            if video.is_encrypted or is_encrypted_matroska(file):
+                message = "its video is encrypted (DRM): give a file without"
+                raise BadInput(Stage.OPEN, ErrorCode.ENCRYPTED, message)
             errors = len(video.errors_us)
             message = f"no frame could be decoded ({errors} damaged packets)"
             raise BadInput(Stage.OPEN, ErrorCode.NO_FRAMES, message)
