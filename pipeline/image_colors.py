@@ -9,6 +9,7 @@ from PIL import ExifTags, Image, ImageCms
 from PIL.TiffImagePlugin import TiffImageFile
 
 _WHITE_IS_ZERO = 0  # of TIFF's PhotometricInterpretation
+_SIGNED = 2  # of its SampleFormat
 _DIM = 15  # of 255: an image with nothing brighter holds samples of four bits or fewer
 _LIGHT = 200  # of 255: what would be lost on white paper
 _SAMPLE_SIDE = 512  # pixels of the picture in which the colour of the paper is chosen
@@ -22,7 +23,11 @@ def plain(image: Image.Image, reduction: int = 1) -> Image.Image:
     if image.mode == "1":  # a byte a pixel already: made grey in bands, for plans of half a gigapixel
         return _grey_bands(image, reduction)
     if image.mode == "F" or image.mode.startswith("I"):
-        coloured = Image.fromarray(_to_8_bits(*_samples(image)))
+        grey_HW, white_is_zero = _samples(image)
+        coloured = Image.fromarray(to_8_bits(grey_HW, white_is_zero=white_is_zero))
+    elif image.mode == "L" and isinstance(image, TiffImageFile) and _has_sign(image):
+        eight = to_8_bits(np.asarray(image).view(np.int8), white_is_zero=False, least_white=127)
+        coloured = Image.fromarray(eight)
     elif image.mode == "LAB":
         coloured = _from_lab(image)
     else:
@@ -68,34 +73,39 @@ def _samples(image: Image.Image) -> tuple[NDArray[Any], bool]:
     grey_HW = np.asarray(image)
     if not isinstance(image, TiffImageFile):
         return grey_HW, False
-    tags = image.tag_v2
-    has_no_sign = tags.get(ExifTags.Base.SampleFormat, (1,))[0] == 1
-    if grey_HW.dtype == np.int32 and has_no_sign:
+    if grey_HW.dtype == np.int32 and not _has_sign(image):
         grey_HW = grey_HW.view(np.uint32)
-    return grey_HW, tags.get(ExifTags.Base.PhotometricInterpretation) == _WHITE_IS_ZERO
+    return grey_HW, image.tag_v2.get(ExifTags.Base.PhotometricInterpretation) == _WHITE_IS_ZERO
 
 
-def _to_8_bits(grey_HW: NDArray[Any], white_is_zero: bool) -> NDArray[np.uint8]:
-    """Scaled by the fewest bits that hold the brightest samples but a thousandth: 12 bits in 16 are 12."""
-    finite_HW = np.nan_to_num(grey_HW.astype(np.float32), copy=False, nan=0.0, posinf=0.0, neginf=0.0)
-    lowest = min(0.0, float(finite_HW.min(initial=0.0)))  # below 0 there is no agreed black
-    finite_HW -= lowest
-    some = finite_HW.ravel()[:: -(-finite_HW.size // _SAMPLES)]
-    highest = float(np.quantile(some, _BRIGHTEST, method="higher")) or float(finite_HW.max())
-    scaled_HW = finite_HW * (255 / _white(highest, is_exact=lowest < 0))
-    np.clip(scaled_HW, 0, 255, out=scaled_HW)
-    grey = scaled_HW.astype(np.uint8)
-    return 255 - grey if white_is_zero else grey
+def _has_sign(image: TiffImageFile) -> bool:
+    return image.tag_v2.get(ExifTags.Base.SampleFormat, (1,))[0] == _SIGNED
 
 
-def _white(highest: float, *, is_exact: bool) -> float:
+def to_8_bits(samples: NDArray[Any], *, white_is_zero: bool, least_white: int = 255) -> NDArray[np.uint8]:
+    """Samples of any type and shape scaled by the fewest bits that hold the brightest but a thousandth of them.
+
+    12 bits in 16 are 12; `least_white` is white where the samples need less.
+    """
+    finite = np.nan_to_num(samples.astype(np.float32), copy=False, nan=0.0, posinf=0.0, neginf=0.0)
+    lowest = min(0.0, float(finite.min(initial=0.0)))  # below 0 there is no agreed black
+    finite -= lowest
+    some = finite.ravel()[:: -(-finite.size // _SAMPLES)]
+    highest = float(np.quantile(some, _BRIGHTEST, method="higher")) or float(finite.max())
+    scaled = finite * (255 / _white(highest, least_white, is_exact=lowest < 0))
+    np.clip(scaled, 0, 255, out=scaled)
+    eight = scaled.astype(np.uint8)
+    return 255 - eight if white_is_zero else eight
+
+
+def _white(highest: float, least: int, *, is_exact: bool) -> float:
     """The sample that is white. Real numbers end at 1 or are samples of so many bits."""
     if highest <= 0:
         return 1.0
     if is_exact or highest < 0.1 or 1 < highest < 1.5:
         return highest
     bits = math.ceil(math.log2(highest + 1) - 1e-6)  # 32 bits of float32 are one more than 32 bits of integers
-    return 1.0 if highest <= 1 else float(max(255, 2**bits - 1))
+    return 1.0 if highest <= 1 else float(max(least, 2**bits - 1))
 
 
 def _from_lab(image: Image.Image) -> Image.Image:

@@ -18,6 +18,7 @@ from PIL.TiffImagePlugin import TiffImageFile
 from pipeline.image_colors import on_paper, paper_for, plain
 from pipeline.pixels import WHOLE_PAGE, PixelBudget, cut_page, make_page, overview_size
 from pipeline.records import BadInput, Box, ErrorCode, Page, Stage
+from pipeline.tiff_rare import RareTiff, image_bomb
 
 PILLOW_FORMATS = {
     "image/png": "PNG",
@@ -60,11 +61,14 @@ class ImageFile:
 
     def __init__(self, file: BinaryIO, media_type: str, *, max_pixels: int = MAX_PIXELS) -> None:
         file.seek(0)
+        self._file = file
         self._max_pixels = max_pixels
         self._is_tiff = media_type == "image/tiff"
+        self._rare: RareTiff | None = None
         try:
             with _by_our_limits():
-                self._image = Image.open(file, formats=[PILLOW_FORMATS[media_type]])
+                self._chain = self._open(PILLOW_FORMATS[media_type])
+                self._image = self._chain or self._rare_frame(0)  # the current frame
                 self._frames, self._sizes = self._pages()
         except _DECODE_ERRORS as error:
             raise BadInput(Stage.OPEN, ErrorCode.CORRUPT, f"not a readable {media_type}: {error}") from error
@@ -89,7 +93,7 @@ class ImageFile:
             orientation = _orientation(self._image)
             self._check_size(Stage.RENDER)
             size = self._sizes[page_no - 1]  # `image` may be smaller, and squeezed
-            image = self._decode(size, budget)
+            image = self._decode(page_no, budget)
         paper = paper_for(image)
         tile_boxes = _tile_boxes(image, size, budget, paper)
         return make_page(
@@ -112,26 +116,54 @@ class ImageFile:
         pages = [(frame, size) for frame, size, is_page in frames if is_page] or [frame[:2] for frame in frames]
         return tuple(frame for frame, _ in pages), tuple(size for _, size in pages)
 
+    def _open(self, pillow_format: str) -> PillowFile | None:
+        """None for a TIFF whose first frame Pillow does not know."""
+        try:
+            return Image.open(self._file, formats=[pillow_format])
+        except _DECODE_ERRORS:
+            if self._is_tiff:
+                return None
+            raise
+
+    def _frame(self, frame: int) -> PillowFile:
+        """A frame of a TIFF. Raises EOFError behind the last."""
+        if self._chain is None:
+            return self._rare_frame(frame)
+        try:
+            self._chain.seek(frame)
+        except EOFError:
+            raise
+        except _DECODE_ERRORS:
+            return self._rare_frame(frame)
+        return self._chain
+
+    def _rare_frame(self, frame: int) -> PillowFile:
+        if self._rare is None:
+            self._rare = RareTiff(self._file)
+        return self._rare.plain(frame, max_pixels=self._max_pixels)
+
     def _tiff_frames(self) -> Iterator[tuple[int, tuple[float, float], bool]]:
         """(frame, size, whether it is a page); (0, 0) for a frame that cannot be found, two in a row end the chain."""
         was_found = True
         for frame in itertools.count():
             try:
-                self._image.seek(frame)
+                image = self._frame(frame)
             except EOFError:
                 return
-            except _DECODE_ERRORS:
+            except (BadInput, *_DECODE_ERRORS) as error:
+                if isinstance(error, BadInput) and error.failure.stage is not Stage.RENDER:
+                    raise  # the file could not be read from
                 if not was_found:
                     return
                 was_found = False
                 yield frame, (0.0, 0.0), True
                 continue
             was_found = True
-            yield frame, _page_size(self._image), _is_page(self._image)
+            yield frame, _page_size(image), _is_page(image)
 
     def _seek(self, page_no: int) -> None:
         try:
-            self._image.seek(self._frames[page_no - 1])
+            self._image = self._frame(self._frames[page_no - 1])
         except _DECODE_ERRORS as error:
             message = f"page {page_no} of {len(self)} cannot be found: {error}"
             raise BadInput(Stage.RENDER, ErrorCode.PAGE_LOAD_FAILED, message) from error
@@ -141,21 +173,28 @@ class ImageFile:
         if min(width, height) < 1:
             raise BadInput(stage, ErrorCode.ZERO_SIZE_PAGE, f"the image measures {width} x {height} pixels")
         if width * height > self._max_pixels:
-            message = (
-                f"the image has {width} x {height} pixels, more than {self._max_pixels / 1e6:g} million: "
-                "read it with a larger --max-image-megapixels"
-            )
-            raise BadInput(stage, ErrorCode.IMAGE_BOMB, message)
+            raise image_bomb(stage, width, height, self._max_pixels)
 
-    def _decode(self, size: tuple[float, float], budget: PixelBudget) -> Image.Image:
+    def _loaded(self, page_no: int) -> PillowFile:
+        """The current frame with its pixels."""
+        try:
+            self._image.load()
+        except _DECODE_ERRORS:  # Pillow knows the frame but not how it is compressed
+            if self._image is not self._chain or not self._is_tiff:
+                raise
+            self._image = self._rare_frame(self._frames[page_no - 1])
+            self._image.load()
+        return self._image
+
+    def _decode(self, page_no: int, budget: PixelBudget) -> Image.Image:
         """The current frame upright as "L", "RGB" or "RGBA", perhaps at a fraction of its size."""
         image = self._image
-        is_one_tile = budget.tile_count(*size) == 1
+        is_one_tile = budget.tile_count(*self._sizes[page_no - 1]) == 1
         height, width = budget.dimensions(*image.size, scalable=False)
         try:
             if is_one_tile:
                 image.draft(None, (2 * width, 2 * height))  # JPEG: decoded at 1/2, 1/4, 1/8 where that is still ample
-            image.load()
+            image = self._loaded(page_no)
             # A quick average first: less to turn and to resize, and no visible difference.
             reduction = min(image.width // (3 * width), image.height // (3 * height)) if is_one_tile else 1
             upright = plain(image, max(1, reduction))

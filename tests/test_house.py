@@ -28,6 +28,7 @@ ONE_ROOM = {  # foreign libraries that one room alone (or two) may know, pipelin
     "botocore": {"pipeline.store"},
     "pikepdf": {"pipeline.pdf_structure"},
     "pypdfium2": {"pipeline.pdf", "pipeline.pdf_text"},
+    "tifffile": {"pipeline.tiff_rare"},
 }
 
 

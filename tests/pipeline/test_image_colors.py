@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tifffile
 from numpy.typing import NDArray
 from PIL import Image, ImageCms, ImageDraw, ImageFont
 
@@ -134,6 +135,69 @@ def test_grey_of_any_depth_is_dark_on_light(case: str) -> None:
 )
 def test_where_white_is_zero_it_is_white(order: str, bits: int, kind: int, white: float) -> None:
     assert_dark_on_light(page_of(grey_tiff(order, bits, kind, white - white * GREY, white_is_zero=True)))
+
+
+def packed(order: str, bits: int, *, white_is_zero: bool) -> bytes:
+    """Samples of any number of bits one behind the other, rows filled up to bytes."""
+    samples_HW = ((1 - GREY if white_is_zero else GREY) * (2**bits - 1)).round().astype(np.uint32)
+    bits_HWB = (samples_HW[..., None] >> np.arange(bits - 1, -1, -1)) & 1
+    pixels = np.packbits(bits_HWB.astype(np.uint8).reshape(len(samples_HW), -1), axis=1).tobytes()
+    tags: dict[int, int | tuple[int, int]] = {256: SIZE[0], 257: SIZE[1], 258: bits, 259: 1, 277: 1, 278: SIZE[1]}
+    return tiff(order, [(tags | {262: 0 if white_is_zero else 1, 279: len(pixels)}, pixels)])
+
+
+@pytest.mark.parametrize("order", ["II", "MM"])
+@pytest.mark.parametrize("white_is_zero", [False, True])
+@pytest.mark.parametrize("bits", [1, 2, 4, 6, 10, 12, 14])
+def test_packed_samples_are_dark_on_light(order: str, bits: int, white_is_zero: bool) -> None:
+    assert_dark_on_light(page_of(packed(order, bits, white_is_zero=white_is_zero)))
+
+
+@pytest.mark.parametrize("order", ["II", "MM"])
+@pytest.mark.parametrize("white_is_zero", [False, True])
+@pytest.mark.parametrize("code", ["i1", "u2", "i2", "u4", "i4", "f2", "f4", "f8"])
+def test_samples_of_any_type_are_dark_on_light(order: str, code: str, white_is_zero: bool) -> None:
+    white = 1.0 if code[0] == "f" else float(np.iinfo(code).max)
+    samples_HW = (white * (1 - GREY if white_is_zero else GREY)).astype(("<" if order == "II" else ">") + code)
+    kind = {"u": UNSIGNED, "i": SIGNED, "f": FLOAT}[code[0]]
+    tags = {256: SIZE[0], 257: SIZE[1], 258: 8 * int(code[1]), 259: 1, 262: 0 if white_is_zero else 1, 277: 1}
+    pixels = samples_HW.tobytes()
+    assert_dark_on_light(page_of(tiff(order, [({**tags, 278: SIZE[1], 279: len(pixels), 339: kind}, pixels)])))
+
+
+def written(samples: NDArray[Any], **how: Any) -> bytes:
+    file = io.BytesIO()
+    tifffile.imwrite(file, samples, **how)
+    return file.getvalue()
+
+
+RGB = np.repeat(GREY[..., None], 3, 2)
+BLACK_AND_WHITE = np.zeros((3, 65536), np.uint16)
+BLACK_AND_WHITE[:, 1] = 65535
+WRITTEN = {
+    "planes of 16 bits": written((np.moveaxis(RGB, 2, 0) * 65535).astype("u2"), photometric="rgb", planarconfig=2),
+    "RGB of 12 in 16 bits": written((RGB * 4095).astype("u2"), photometric="rgb"),
+    "RGB of real numbers": written(RGB.astype("f4"), photometric="rgb"),
+    "tiles": written((GREY * 65535).astype("u2"), compression="lzw", predictor=True, tile=(64, 64)),
+    "real numbers predicted": written(GREY.astype("f4"), compression="deflate", predictor=3),
+    "BigTIFF": written((GREY * 65535).astype("u2"), bigtiff=True),
+    "zstd": written((GREY * 4095).astype("u2"), compression="zstd"),
+    "WebP": written((RGB * 255).astype("u1"), photometric="rgb", compression="webp"),
+    "JPEG 2000": written((GREY * 255).astype("u1"), compression="jpeg2000"),
+    "palette of 16 bits": written((GREY > 0.5).astype("u2"), photometric="palette", colormap=BLACK_AND_WHITE),
+}
+
+
+@pytest.mark.parametrize("case", WRITTEN)
+def test_tiffs_of_other_layouts_and_codecs_are_dark_on_light(case: str) -> None:
+    assert_dark_on_light(page_of(WRITTEN[case]))
+
+
+def test_a_tiff_may_begin_with_a_frame_that_pillow_does_not_know() -> None:
+    grey = {256: 40, 257: 30, 258: 16, 259: 1, 277: 1, 278: 30, 279: 2400}
+    rare = ({**grey, 262: 0}, struct.pack(">H", 65535 - 30000) * 1200)
+    pages = pages_of(tiff("MM", [rare, frame({254: 1}, 60), rare, frame({}, 180)]))
+    assert [round(page.tiles[0].mean()) for page in pages] == [255 - round(35535 * 255 / 65535)] * 2 + [180]
 
 
 def test_a_hot_pixel_does_not_darken_the_rest() -> None:
