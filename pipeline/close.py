@@ -35,7 +35,8 @@ def close_shards(
     place = {unit_id: index for index, unit_id in enumerate(sealed["unit_id"].to_pylist())}
     rows = []
     for shard in range(survey.shards):
-        mine = sealed.take([place[unit_id] for unit_id in books.survey_units(survey, shard)["unit_id"].to_pylist()])
+        units = books.survey_units(survey, shard)["unit_id"].to_pylist()
+        mine = sealed.take(pa.array([place[unit_id] for unit_id in units], pa.int64()))  # also of a shard without units
         rows.append({"shard": shard, "part": mine["part"].to_pylist(), "unit_id": mine["unit_id"].to_pylist()})
     closed = stream(pa.Table.from_pylist(rows, schema=_SHARDS), rows_per_block=1).map(
         _close_row,  # type: ignore[arg-type] # Ray's types know no further arguments

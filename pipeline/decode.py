@@ -7,7 +7,7 @@ from model.processor import Processor, VideoMarks
 from model.request import Frames, Prompt, Sampling
 from pipeline.documents import DocumentOptions
 from pipeline.job import resolve_model
-from pipeline.native import read_asset_pieces
+from pipeline.native import log_unforeseen, read_asset_pieces
 from pipeline.parse_pages import text_layer
 from pipeline.records import Asset, BadInput, ErrorCode, Failure, Page, Stage, Unit, Window
 from pipeline.rows import MAX_ROW_BYTES, DecodedPiece, DecodedUnit, Row, unit_from_row
@@ -15,8 +15,10 @@ from pipeline.sandbox import Sandbox
 from pipeline.store import StoreOptions
 from pipeline.video_windows import VideoOptions
 
-# The child died or hung at one page: the others of the unit deserve another child.
-_LOST_CHILD = frozenset({ErrorCode.RENDER_TIMEOUT, ErrorCode.RENDER_CRASH, ErrorCode.RENDER_OOM})
+# The child died, hung or gave up at one page: the others of the unit deserve another try.
+_LOST_CHILD = frozenset(
+    {ErrorCode.RENDER_TIMEOUT, ErrorCode.RENDER_CRASH, ErrorCode.RENDER_OOM, ErrorCode.DECODER_ERROR}
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,6 +108,7 @@ def read_unit(sandbox: Sandbox, unit: Unit, options: DecodeOptions) -> Iterator[
                 yield result
             assert not numbers, f"pieces {numbers} of {unit.uri} never came"
         except BadInput as error:
+            log_unforeseen(error, unit.uri)
             lost = numbers[:1] if error.failure.code in _LOST_CHILD else numbers
             yield from ((number, error.failure) for number in lost)
             numbers = numbers[len(lost) :]

@@ -24,6 +24,9 @@ class Stage(StrEnum):
     INFER = "infer"
 
 
+MESSAGE_CHARACTERS = 500  # of the reason why an input or a page could not be done
+
+
 class ErrorCode(StrEnum):
     """Why an input or a page could not be done. The strings are stable: they stand in the tables."""
 
@@ -48,6 +51,7 @@ class ErrorCode(StrEnum):
     TRUNCATED_FILE = "truncated_file"
     IMAGE_BOMB = "image_bomb"
     TOO_MANY_PAGES = "too_many_pages"
+    DECODER_ERROR = "decoder_error"
     RENDER_TIMEOUT = "render_timeout"
     RENDER_CRASH = "render_crash"
     RENDER_OOM = "render_oom"
@@ -110,6 +114,7 @@ class BadInput(Exception):  # noqa: N818 - a state of the input, not an error of
     """An input (or one page of it) cannot be processed: it becomes a row, never a crash."""
 
     def __init__(self, stage: Stage, code: ErrorCode, message: str) -> None:
+        message = message[:MESSAGE_CHARACTERS]  # it may quote what a file brought a library to say
         super().__init__(stage, code, message)  # all three: the exception must survive pickling
         self.failure = Failure(stage, code, message)
 

@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 from ray.data import ActorPoolStrategy
 
 from pipeline.documents import DocumentInfo, DocumentOptions, selected_pages
-from pipeline.native import inspect_asset
+from pipeline.native import inspect_asset, log_unforeseen
 from pipeline.records import Asset, BadInput, Failure, Unit
 from pipeline.resources import Resources
 from pipeline.rows import MAX_ROW_BYTES, unit_to_row
@@ -145,6 +145,7 @@ class Surveyor:
         try:
             info = self._sandbox.run(inspect_asset, asset, self._store, self._options, seconds=self._seconds)
         except BadInput as error:
+            log_unforeseen(error, asset.uri)
             return asset_row(row["order"], asset, error.failure)
         return asset_row(row["order"], asset, None) | _info_columns(info)
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import psutil
 
+import pipeline.native
 from model.request import Completion, EngineStats, Prompt
 from pipeline.native import read_asset_pieces
 from pipeline.replica import Engine, EngineLoader
@@ -154,6 +155,49 @@ class CrashingSandbox(Sandbox):
 
     def iterate(self, function, *args, seconds):
         return super().iterate(read_until_a_crash, *args, seconds=seconds)
+
+
+class UnshowableError(Exception):
+    def __str__(self) -> str:
+        raise RuntimeError("cannot be shown")
+
+
+class UnpicklableError(Exception):
+    def __reduce__(self):
+        raise TypeError("cannot be pickled")
+
+
+EXCEPTIONS = [
+    ValueError("unknown side data type 31"),
+    KeyError("Title"),
+    AssertionError(),
+    RecursionError("maximum recursion depth exceeded"),
+    UnicodeDecodeError("utf-8", b"\xff", 0, 1, "invalid start byte"),
+    NotImplementedError("x" * 100_000),
+    StopIteration(3),
+    OSError(5, "Input/output error"),
+    UnshowableError(),
+    UnpicklableError("no"),
+]
+
+
+class RaisingSandbox(Sandbox):
+    """A sandbox whose decoder raises one of EXCEPTIONS, by its number, at whatever it reads."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(memory_bytes=2**30)
+        self._number = number
+
+    def iterate(self, function, *args, seconds):
+        return super().iterate(read_with_a_decoder_that_raises, self._number, function, *args, seconds=seconds)
+
+
+def read_with_a_decoder_that_raises(number, function, *args):
+    def raise_one(*_):
+        raise EXCEPTIONS[number]
+
+    pipeline.native.read_pages = raise_one
+    yield from function(*args)
 
 
 class DirectLedger:

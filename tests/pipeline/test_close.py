@@ -7,11 +7,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.books import Books, FrozenSurvey
-from pipeline.close import close_shard, shard_pieces
+from pipeline.close import close_shard, close_shards, shard_pieces
 from pipeline.kinds import DOCUMENT_KIND
 from pipeline.parse_pages import failed_page, parse_page
 from pipeline.records import Asset, ErrorCode, Failure, PageRow, Stage
-from pipeline.store import Store, join
+from pipeline.store import Store, StoreOptions, join
 from pipeline.survey import ASSETS, cut_units, listing_table
 from pipeline.tables import BLOCKS, DOCUMENTS, PAGES, parts_table, to_parquet
 from tests.fakes import completion
@@ -152,3 +152,28 @@ def test_a_page_missing_or_there_twice_is_never_closed_over(tmp_path, fault):
     with pytest.raises(AssertionError):
         shard_pieces(assets, units, parts_table(broken[fault]), DOCUMENT_KIND)
     assert len(shard_pieces(assets, units, parts_table(rows), DOCUMENT_KIND)) == 3
+
+
+def test_a_shard_in_which_nothing_can_be_read_closes_beside_others(tmp_path, ray_address):
+    """Its units are none: the list of what to take of the sealed ones is empty, which has no type of its own."""
+    output = str(tmp_path / "out")
+    books = Books(Store(), output)
+    epoch = books.claim_epoch()
+    shards = [assets_table({"broken": -1, "worse": -1}), assets_table({"a": 2}), assets_table({"last": -1})]
+    survey = books.freeze_survey(epoch, [(assets, cut_units(assets, "", bytes_per_token=3072)) for assets in shards])
+    units = books.all_units(survey).to_pylist()
+    rows = [(unit["unit_id"], page("a", number)) for unit in units for number in (1, 2)]
+    books.store.put(books.part_uri(epoch, [units[0]["unit_id"]]), to_parquet(parts_table(rows)))
+    sealed = books.sealed(books.claim_epoch())
+    closed = {
+        shard.tables[0].file: shard for shard in close_shards(StoreOptions(), output, survey, sealed, DOCUMENT_KIND)
+    }
+    assert [closed[file].assets.by_status for file in sorted(closed)] == [{"failed": 2}, {"ok": 1}, {"failed": 1}]
+    assert len(pq.read_table(join(output, "pages"))) == 2
+
+
+@pytest.mark.parametrize(("pages", "wanted"), [({"broken": -1}, ""), ({"a": 3}, "100-"), ({"empty": 0}, "")])
+def test_a_job_in_which_nothing_is_read_has_its_rows(tmp_path, pages, wanted):
+    tables = closed_tables(str(tmp_path / "out"), pages, wanted)
+    assert len(tables["documents"]) == 1
+    assert set(tables["pages"]["status"].to_pylist()) <= {"skipped"}
