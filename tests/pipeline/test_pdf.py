@@ -230,6 +230,13 @@ def test_what_cannot_be_opened_says_why() -> None:
     assert failure_of(no_pages) == ErrorCode.NO_PAGES, "not the error of the file before"
 
 
+def test_a_file_that_is_cut_off_says_what_could_bring_its_pages_back() -> None:
+    data = pdf_bytes([PdfPage(content=text("one", 50, 400))])
+    with pytest.raises(BadInput, match="qpdf") as caught, PdfFile(io.BytesIO(data[: data.index(b"3 0 obj")])):
+        pass
+    assert caught.value.failure.code == ErrorCode.CORRUPT
+
+
 def test_encrypted_documents_open_with_one_of_the_passwords_only() -> None:
     data = encrypted_pdf("opens")
     assert failure_of(data) == ErrorCode.ENCRYPTED
