@@ -17,8 +17,11 @@ from pipeline.records import BadInput, Box
 
 _INHERITED = ("/Resources", "/MediaBox", "/CropBox", "/Rotate")
 _MAX_USER_UNIT = 75_000.0  # what Acrobat takes
+_HIDDEN = "hidden by PageReel"  # the name of a layer that had none of its own
 _MAX_DEPTH = 500  # of a page tree that PDFium still walks safely
 _NOT_READ = (pikepdf.PdfError, ValueError, TypeError, KeyError, AttributeError, OverflowError, RuntimeError)
+
+_Id = tuple[int, int]  # number and generation of an object
 
 
 class _Recorder(io.RawIOBase):
@@ -106,13 +109,19 @@ def read_structure(file: BinaryIO, passwords: Sequence[str]) -> PdfStructure:
 
 def _structure(pdf: pikepdf.Pdf) -> PdfStructure:
     tree = _walk(pdf)
+    off = _groups_off(pdf.Root.get("/OCProperties"))
+    is_changed = bool(off) and _name_hidden(pdf, off)
     entries = tuple(_entry(page, above) for page, above in zip(tree.pages, tree.inherited, strict=True))
     return PdfStructure(
         entries,
         tree.is_broken,
         needs_rendering=_at(pdf.Root, "/NeedsRendering") is True,
-        hidden_layers=frozenset(_hidden_layers(pdf.Root.get("/OCProperties"))),
-        mended=_mended(pdf, tree) if tree.is_broken and tree.pages else None,
+        hidden_layers=frozenset(
+            str(group.get("/Name", "")) for group in pdf.Root.OCProperties.OCGs if group.objgen in off
+        )
+        if off
+        else frozenset(),
+        mended=_mended(pdf, tree) if tree.pages and (tree.is_broken or is_changed) else None,
     )
 
 
@@ -197,12 +206,12 @@ def _box(value: Any) -> Box | None:
     return box if box[0] < box[2] and box[1] < box[3] else None
 
 
-def _hidden_layers(properties: Any) -> Iterator[str]:
-    """Names of the groups that are off when the file is opened, except those that a group that is on has, too."""
-    if not isinstance(properties, pikepdf.Dictionary) or not isinstance(properties.get("/OCGs"), pikepdf.Array):
-        return
+def _groups_off(properties: Any) -> set[_Id]:
+    """The layers (optional content groups) that are off when the file is opened."""
+    if not _is_dictionary(properties) or not isinstance(properties.get("/OCGs"), pikepdf.Array):
+        return set()
     config = properties.get("/D")
-    config = config if isinstance(config, pikepdf.Dictionary) else pikepdf.Dictionary()
+    config = config if _is_dictionary(config) else pikepdf.Dictionary()
     on, off = (_ids(config.get(key)) for key in ("/ON", "/OFF"))
     if config.get("/BaseState") == pikepdf.Name.OFF:
         off |= _ids(properties.OCGs) - on
@@ -210,9 +219,50 @@ def _hidden_layers(properties: Any) -> Iterator[str]:
         if usage.get("/Event") == pikepdf.Name.View:
             groups = [group for group in usage.get("/OCGs", ()) if _is_dictionary(group)]
             off |= {g.objgen for g in groups if _at(g, "/Usage", "/View", "/ViewState") == pikepdf.Name.OFF}
-    named = [(str(group.get("/Name", "")), group.objgen in off) for group in properties.OCGs if _is_dictionary(group)]
-    shown = {name for name, is_off in named if not is_off}
-    yield from (name for name, is_off in named if is_off and name not in shown)
+    return off & _ids(properties.OCGs)
+
+
+def _name_hidden(pdf: pikepdf.Pdf, off: set[_Id]) -> bool:
+    """Changes the file so that what is hidden is known by the name of its layer alone; whether it had to.
+
+    PDFium tells names only. A layer with the name of one that is on gets another, a membership that hides becomes a
+    layer that is off, and a form that is hidden as a whole becomes empty.
+    """
+    properties, changed = pdf.Root.OCProperties, False
+    shown = {str(group.get("/Name", "")) for group in properties.OCGs if group.objgen not in off}
+    for thing in pdf.objects:
+        if isinstance(thing, pikepdf.Stream):
+            layer = thing.get("/OC")
+            if thing.get("/Subtype") == pikepdf.Name.Form and (_hides(layer, off) or _is_off(layer, off)):
+                thing.write(b"")
+                changed = True
+        elif _is_off(thing, off):
+            if str(thing.get("/Name", "")) in shown:
+                thing.Name, changed = pikepdf.String(_HIDDEN), True
+        elif _hides(thing, off):
+            thing.Type, thing.Name, changed = pikepdf.Name.OCG, pikepdf.String(_HIDDEN), True
+            properties.OCGs.append(thing)
+            config = properties.get("/D", pikepdf.Dictionary())
+            config.OFF = pikepdf.Array([*config.get("/OFF", ()), thing])
+            properties.D = config
+            off.add(thing.objgen)
+    return changed
+
+
+def _is_off(layer: Any, off: set[_Id]) -> bool:
+    return _is_dictionary(layer) and layer.is_indirect and layer.objgen in off
+
+
+def _hides(membership: Any, off: set[_Id]) -> bool:
+    """Whether a membership of layers hides what it is put on; one with an expression is left to PDFium."""
+    if _at(membership, "/Type") != pikepdf.Name.OCMD or "/VE" in membership:
+        return False
+    groups = membership.get("/OCGs")
+    ids = _ids(groups if isinstance(groups, pikepdf.Array) else [groups])
+    are_off = [group in off for group in ids]
+    policy = str(membership.get("/P", "/AnyOn"))
+    shows = {"/AllOn": not any(are_off), "/AnyOff": any(are_off), "/AllOff": all(are_off)}
+    return bool(are_off) and not shows.get(policy, not all(are_off))
 
 
 def _at(value: Any, *keys: str) -> Any:
@@ -226,8 +276,8 @@ def _is_dictionary(value: Any) -> bool:
     return isinstance(value, pikepdf.Dictionary)
 
 
-def _ids(groups: Any) -> set[tuple[int, int]]:
-    return {group.objgen for group in groups if _is_dictionary(group)} if isinstance(groups, pikepdf.Array) else set()
+def _ids(groups: Any) -> set[_Id]:
+    return {group.objgen for group in groups or () if _is_dictionary(group)}
 
 
 def _mended(pdf: pikepdf.Pdf, tree: _Tree) -> bytes:

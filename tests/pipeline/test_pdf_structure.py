@@ -153,11 +153,17 @@ def test_boxes_of_words_lie_on_the_ink_where_the_crop_box_lies_beside_the_page()
     assert largest_difference(page.facts.words[0].box, ink_box(page.tiles[0], "red")) < 0.05
 
 
-def layered(config: str, content: str, *, groups: str = "6 0 R 7 0 R") -> bytes:
-    """A page whose layers /oc1 and /oc2 are the objects 6, "Draft", and 7, "Final"."""
-    entries = "/MediaBox [0 0 612 792] /Resources <</Font <</F1 3 0 R>> /Properties <</oc1 6 0 R /oc2 7 0 R>>>>"
-    catalog = f"/OCProperties <</OCGs [{groups}] /D <<{config}>>>>"
-    more = ["<</Type /OCG /Name (Draft) /Usage <</View <</ViewState /OFF>>>>>>", "<</Type /OCG /Name (Final)>>"]
+def layered(config: str, content: str, *, membership: str = "null") -> bytes:
+    """A page whose layers /oc1 and /oc2 are the objects 6, "Draft", and 7, "Final"; /oc3 is `membership`."""
+    entries = (
+        "/MediaBox [0 0 612 792] /Resources <</Font <</F1 3 0 R>> /Properties <</oc1 6 0 R /oc2 7 0 R /oc3 8 0 R>>>>"
+    )
+    catalog = f"/OCProperties <</OCGs [6 0 R 7 0 R] /D <<{config}>>>>"
+    more = [
+        "<</Type /OCG /Name (Draft) /Usage <</View <</ViewState /OFF>>>>>>",
+        "<</Type /OCG /Name (Final)>>",
+        membership,
+    ]
     data = pdf_bytes([PdfPage(entries, content)], catalog=catalog, more_objects=more)
     return data.replace(b"/Resources <</Font <</F1 3 0 R>>>> /Contents", b"/Contents", 1)
 
@@ -182,6 +188,42 @@ BOTH = (
 )
 def test_text_of_a_layer_that_is_off_is_not_told(config: str, told: str) -> None:
     assert words(read(layered(config, BOTH))[1]) == [told]
+
+
+@pytest.mark.parametrize(
+    ("policy", "told"),
+    [
+        ("/OCGs [6 0 R 7 0 R]", "Member"),
+        ("/OCGs 6 0 R", ""),
+        ("/OCGs [6 0 R 7 0 R] /P /AllOn", ""),
+        ("/OCGs [7 0 R] /P /AllOn", "Member"),
+        ("/OCGs [7 0 R] /P /AnyOff", ""),
+        ("/OCGs [6 0 R] /P /AllOff", "Member"),
+        ("/OCGs []", "Member"),
+    ],
+)
+def test_text_that_a_membership_of_layers_hides_is_not_told(policy: str, told: str) -> None:
+    content = f"/OC /oc3 BDC {text('Member', 72, 600)} EMC"
+    _, (page,) = read(layered("/OFF [6 0 R]", content, membership=f"<</Type /OCMD {policy}>>"))
+    assert words([page]) == [told]
+    assert page.facts.is_blank == (told == "")
+
+
+def test_of_two_layers_of_one_name_the_one_that_is_off_is_not_told() -> None:
+    assert words(read(layered("/OFF [6 0 R]", BOTH).replace(b"(Draft)", b"(Final)"))[1]) == ["Final words Always"]
+
+
+def test_a_form_in_a_layer_that_is_off_is_not_told() -> None:
+    data = layered("/OFF [6 0 R]", f"/Fm Do {text('Always', 72, 400)}")
+    with pikepdf.open(io.BytesIO(data)) as pdf:
+        page = pdf.pages[0]
+        form = pikepdf.Stream(pdf, text("Hidden", 72, 600).encode(), Type=pikepdf.Name.XObject)
+        form.Subtype, form.BBox, form.OC = pikepdf.Name.Form, [0, 0, 612, 792], page.Resources.Properties.oc1
+        form.Resources = pikepdf.Dictionary(Font=page.Resources.Font)
+        page.Resources.XObject = pikepdf.Dictionary(Fm=form)
+        file = io.BytesIO()
+        pdf.save(file)
+    assert words(read(file.getvalue())[1]) == ["Always"]
 
 
 def test_a_page_of_nothing_but_a_layer_that_is_off_is_blank_and_lacks_no_font() -> None:
