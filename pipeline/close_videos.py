@@ -20,11 +20,12 @@ from pipeline.records import (
     WindowSpan,
     WindowStatus,
 )
+from pipeline.schema import list_of
 from pipeline.tables import Source, outcome_of
 from pipeline.video_tables import VIDEO_FACTS, VideoRow, videos_table, windows_table
-from pipeline.video_windows import PlannedWindow, plan_windows
+from pipeline.video_windows import PlannedWindow, plan_stretches
 
-_EMPTY: dict[pa.DataType, Any] = {pa.string(): "", pa.bool_(): False}
+_EMPTY: dict[pa.DataType, Any] = {pa.string(): "", pa.bool_(): False, list_of(pa.string()): []}
 _TRUNCATED = (ErrorCode.TRUNCATED_FILE.value,)
 
 
@@ -40,7 +41,7 @@ def video_tables(assets: pa.Table, windows: pa.Table) -> dict[str, pa.Table]:
         start += asset["pages"]
         assert all(row["video_id"] == asset["asset_id"] for row in rows)
         facts = json.loads(asset["info"]) if asset["info"] else {}
-        plan = plan_windows(facts["duration_us"], facts["window_us"], facts["step_us"]) if facts else ()
+        plan = plan_stretches(facts["stretches"], facts["window_us"], facts["step_us"]) if facts else ()
         assert len(plan) == len(rows), f"{asset['uri']}: {len(rows)} windows of {len(plan)}"
         planned += plan
         merged = merge_events(asset["asset_id"], [_with_span(row) for row in rows if row["status"] != "failed"])

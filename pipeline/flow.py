@@ -116,6 +116,7 @@ def video_media(job: IndexJob, prompt: VideoPrompt, processor: Processor) -> Vid
         prompts_per_window=len(prompt.instructions),
         max_frames_per_window=job.max_frames_per_window,
         shot_cuts=job.shot_cuts,
+        max_windows=job.max_windows,
     )
     context = job.max_context or processor.config.text.max_position_embeddings
     if options.prompt_tokens > context:

@@ -200,6 +200,7 @@ class IndexJob(Job):
         0, "most visual tokens of a window: fewer make its frames smaller, more larger; 0: as the checkpoint wants"
     )
     max_frames_per_window: int = _option(0, "most frames of a window, for windows of hours; 0: as the checkpoint wants")
+    max_windows: int = _option(10_000, "videos with more windows fail as too_many_windows")
     video_marks: str = _option(
         "all",
         "marks of frames in a prompt: all (around each pair and around all of a window, as transformers does from 5.10 "
@@ -212,6 +213,7 @@ class IndexJob(Job):
         Job.__post_init__(self)
         for name in ("fps", "window_seconds", "max_tokens_per_window", "max_frames_per_window"):
             _require(getattr(self, name) >= 0, f"{name} must be 0 (automatic) or more, not {getattr(self, name)}")
+        _require(self.max_windows >= 1, f"max_windows must be at least 1, not {self.max_windows}")
         _require(
             self.video_marks in get_args(VideoMarks),
             f"video_marks must be one of {', '.join(get_args(VideoMarks))}, not {self.video_marks!r}",
@@ -249,12 +251,12 @@ PARSE_ANSWER_FIELDS = (
 )
 INDEX_ANSWER_FIELDS = (
     *("query", "question", "fps", "window_seconds", "overlap_seconds", "max_tokens_per_window"),
-    *("max_frames_per_window", "shot_cuts", "video_marks"),
+    *("max_frames_per_window", "shot_cuts", "video_marks", "max_windows"),
     *ANSWER_FIELDS,
 )
 # Options that came after the first outputs were written: at these values rows are as they were before, and nothing is
 # recorded, so that an output which was begun without them can be gone on with.
-LATER_FIELDS = {"video_marks": "all"}
+LATER_FIELDS = {"video_marks": "all", "max_windows": 10_000}
 
 
 def resolve_model(model: str) -> str:

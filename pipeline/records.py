@@ -51,6 +51,7 @@ class ErrorCode(StrEnum):
     TRUNCATED_FILE = "truncated_file"
     IMAGE_BOMB = "image_bomb"
     TOO_MANY_PAGES = "too_many_pages"
+    TOO_MANY_WINDOWS = "too_many_windows"
     DECODER_ERROR = "decoder_error"
     RENDER_TIMEOUT = "render_timeout"
     RENDER_CRASH = "render_crash"

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from errno import EINVAL
 from fractions import Fraction
+from io import SEEK_END
 from typing import Any, BinaryIO
 
 import av
@@ -20,6 +21,7 @@ from av.video.stream import VideoStream
 
 from pipeline.media_types import HEAD_BYTES, still_or_sound, what_it_is
 from pipeline.records import BadInput, ErrorCode, Stage
+from pipeline.video_clock import BACK_US, Clock
 
 # Only containers that hold their media themselves: no playlists, no concat, no SDP, no devices, no pictures.
 FORMATS = (
@@ -31,14 +33,22 @@ MOST_FRAMES_OF_A_STILL = 2
 MAX_FRAME_PIXELS = 8192 * 4608  # of one coded frame: 8K and somewhat more
 _STEPS_BACK_US = (2_000_000, 10_000_000, 60_000_000)  # where a seek lands late, as in MPEG-TS, it starts again earlier
 _BEFORE_START_US = 60_000_000
+# Without a packet for longer there is a hole and not a still: broadcasts repeat what does not move, files need not.
+_LONGEST_GAP_US, _LONGEST_GAPS_US = 600_000_000, {"mpegts": 60_000_000, "mpeg": 60_000_000, "flv": 60_000_000}
+_FAR_US, _MOST_PTS = 10**15, 1 << 53
+_PADDING_BYTES = 4096
+_SEGMENT = b"\x18\x53\x80\x67"  # of Matroska
 _TRACKS_BYTES = 1 << 20  # the tracks of a Matroska file stand before its clusters
 _SIGNATURES = (b"ftyp", b"moov", b"\x1aE\xdf\xa3", b"RIFF", b"FLV", b"OggS", b"DKIF")
 
 
 @contextmanager
-def open_video(file: BinaryIO) -> Iterator["VideoFile"]:
-    """Raises BadInput (stage open), and whatever reading from `file` raises."""
-    video = VideoFile(file)
+def open_video(file: BinaryIO, *, restarts: bool = False) -> Iterator["VideoFile"]:
+    """`restarts`: whether its timestamps start again, so that it has to be read from the start to know the time.
+
+    Raises BadInput (stage open), and whatever reading from `file` raises.
+    """
+    video = VideoFile(file, restarts=restarts)
     try:
         yield video
     finally:
@@ -100,9 +110,10 @@ def is_encrypted_matroska(file: BinaryIO) -> bool:
 class VideoFile:
     """The best video track of an open container: what is known without decoding, and its frames from any time on."""
 
-    def __init__(self, file: BinaryIO) -> None:
+    def __init__(self, file: BinaryIO, *, restarts: bool = False) -> None:
         """Raises BadInput (stage open) where there is no track that can be decoded."""
         self._file = file
+        self._restarts = restarts
         self.errors_us: list[int] = []  # when packets would have shown that could not be decoded
         self.corrupt_us: list[int] = []  # when frames show that are marked as damaged
         self.is_encrypted = False  # whether a packet was met that is
@@ -133,7 +144,33 @@ class VideoFile:
         self.time_base = Fraction(stream.time_base or Fraction(1, 1000))
         self.start_pts = stream.start_time or 0
         rate = (context.framerate if self.is_raw else None) or stream.guessed_rate or stream.average_rate or 25
-        self.frame_us = max(1, round(1_000_000 / rate))
+        self._interval_us = 1_000_000 / Fraction(rate)  # exactly: rounded, raw streams would drift by 36 ms an hour
+        self.frame_us = max(1, round(self._interval_us))
+        self._clock = self._new_clock() if self._restarts else None
+
+    def _new_clock(self) -> Clock:
+        name = self.container.format.name
+        gap_us = _LONGEST_GAPS_US.get(name, _LONGEST_GAP_US)
+        return Clock(gap_us, can_wrap=name in ("mpegts", "mpeg"), least_back_us=max(BACK_US, 16 * self.frame_us))
+
+    @property
+    def file_bytes(self) -> int:
+        """How large the file is."""
+        place = self._file.tell()
+        size = self._file.seek(0, SEEK_END)
+        self._file.seek(place)
+        return size
+
+    @property
+    def start_offset_us(self) -> int:
+        """How much later than a player's clock, which begins with the first track, the video's begins."""
+        first_us = self.container.start_time
+        return 0 if first_us is None or self.is_raw else round(self.start_pts * self.time_base * 1_000_000) - first_us
+
+    @property
+    def says_nonsense(self) -> bool:
+        """Whether the header has a length of less than nothing."""
+        return (self.stream.duration or 0) < 0
 
     @property
     def duration_us(self) -> int:
@@ -155,16 +192,83 @@ class VideoFile:
         packets = 0
         for packet in self._packets():
             packets += packet.size > 0
-        return packets * self.frame_us if self.is_raw else self.end_us
+        return round(packets * self._interval_us) if self.is_raw else self.end_us
+
+    def read_through(self) -> Clock:
+        """The times of all packets, none of them decoded."""
+        self._reopen()  # a seek to before the start may land in the second of joined files
+        return self._timed(self._packets())
+
+    def last_stretches(self) -> Clock | None:
+        """The times of the packets behind the last key frame that can be found, or of some more; None without any."""
+        for target_us in (_FAR_US, self.duration_us):
+            target = self.start_pts + int(target_us / 1_000_000 / self.time_base)
+            with suppress(av.error.FFmpegError):
+                self._is_fresh = False
+                self.container.seek(min(target, _MOST_PTS), stream=self.stream, backward=True)
+                clock = self._timed(self._packets())
+                if clock.stretches:
+                    return clock
+        return None
+
+    def time_at_byte(self, offset: int) -> int | None:
+        """When the first packet from there on shows, in microseconds."""
+        self._is_fresh = False
+        with suppress(av.error.FFmpegError):
+            self.container.seek(offset, stream=self.stream, unsupported_byte_offset=True)
+            return next((self._us(packet.pts) for packet in self._packets() if packet.pts is not None), None)
+        return None
+
+    def is_cut_off(self) -> bool:
+        """Whether the file is shorter than its own structure says."""
+        entries = self.stream.index_entries
+        last = entries[-1].pos + entries[-1].size if len(entries) else 0
+        return max(self._first_part_ends(), last) > self.file_bytes
+
+    def is_joined(self) -> bool:
+        """Whether something follows what its header counts, as where files were joined."""
+        return 0 < self._first_part_ends() < self.file_bytes - _PADDING_BYTES
+
+    def _first_part_ends(self) -> int:
+        """By the header of AVI and Matroska, in bytes from the start; 0 where it does not say."""
+        self._file.seek(0)
+        head = self._file.read(4096)
+        if head.startswith(b"RIFF"):
+            return int.from_bytes(head[4:8], "little") + 8
+        place = head.find(_SEGMENT) + len(_SEGMENT)
+        if self.container.format.name != "matroska,webm" or place < len(_SEGMENT) or place >= len(head):
+            return 0
+        width = 9 - head[place].bit_length()
+        unknown = (1 << 7 * width) - 1
+        said = int.from_bytes(head[place : place + width], "big") & unknown
+        return 0 if said == unknown else place + width + said
+
+    def _timed(self, packets: "Iterator[Packet[VideoStream]]") -> Clock:
+        clock = self._new_clock()
+        for packet in packets:
+            if packet.size:
+                self._place(clock, packet)
+        return clock
+
+    def _place(self, clock: Clock, packet: "Packet[VideoStream]") -> int:
+        """What to add to its times, in units of time_base."""
+        show = packet.dts if packet.pts is None or self.is_in_decode_order else packet.pts
+        duration_us = round((packet.duration or 0) * self.time_base * 1_000_000) or self.frame_us
+        if show is None:
+            shift_us = clock.place_next(duration_us)
+        else:
+            decode = show if packet.dts is None else packet.dts
+            shift_us = clock.place(self._us(decode), self._us(show), duration_us)
+        return round(shift_us / 1_000_000 / self.time_base)
 
     def frames(self, from_us: int = 0) -> Iterator[tuple[int, VideoFrame]]:
         """(time, frame) as they are shown, from the last key frame at or before `from_us` or a little earlier.
 
         Damaged packets and frames are left out and noted. Ends where the file does, or where it is cut off.
         """
-        if self.is_raw or from_us <= 0:
+        if self.is_raw or self._restarts or from_us <= 0:
             self._rewind()
-            yield from self._decoded()
+            yield from self._decoded(from_us if self._restarts else 0)
             return
         for step_back in (0, *_STEPS_BACK_US):
             if from_us <= step_back:
@@ -187,12 +291,15 @@ class VideoFile:
         """To the first packet. Where that cannot be sought, the file is opened again."""
         if self._is_fresh:
             return
-        if not self.is_raw:
+        if not self.is_raw and not self._restarts:
             # To well before the start: with an edit list, a seek to 0 lands on the second key frame.
             before = self.start_pts - int(_BEFORE_START_US / 1_000_000 / self.time_base)
             with suppress(av.error.FFmpegError):
                 self.container.seek(before, stream=self.stream, backward=True)
                 return
+        self._reopen()
+
+    def _reopen(self) -> None:
         self.container.close()
         self._open()
 
@@ -206,15 +313,33 @@ class VideoFile:
                 return
             if packet is None:
                 return
+            if self._clock is not None and packet.size:
+                shift = self._place(self._clock, packet)
+                packet.pts = None if packet.pts is None else packet.pts + shift
+                packet.dts = None if packet.dts is None else packet.dts + shift
             if packet.pts is not None and packet.size:
                 self.end_us = max(self.end_us, self._us(packet.pts + (packet.duration or 0)))
             yield packet
 
-    def _decoded(self) -> Iterator[tuple[int, VideoFrame]]:
+    def _packets_from(self, from_us: int) -> "Iterator[Packet[VideoStream]]":
+        """All that come, but for those before the last key frame that is not later than `from_us`."""
+        held: list[Packet[VideoStream]] = []
+        packets = self._packets()
+        for packet in packets:
+            time_us = None if packet.pts is None else self._us(packet.pts)
+            if packet.is_keyframe and time_us is not None and time_us <= from_us:
+                held.clear()
+            held.append(packet)
+            if time_us is not None and time_us >= from_us:
+                break
+        yield from held
+        yield from packets
+
+    def _decoded(self, from_us: int = 0) -> Iterator[tuple[int, VideoFrame]]:
         self.stream.codec_context.flush_buffers()
         decode_times: deque[int] = deque()
         count, last_us = 0, -self.frame_us
-        for packet in self._packets():
+        for packet in self._packets_from(from_us) if from_us > 0 else self._packets():
             if self.is_in_decode_order and packet.dts is not None and packet.size:
                 decode_times.append(self._us(packet.dts))
             try:
@@ -222,7 +347,7 @@ class VideoFile:
             except av.error.FFmpegError as error:
                 if isinstance(error, MemoryError):
                     raise
-                lost_us = count * self.frame_us if self.is_raw else last_us + self.frame_us
+                lost_us = round(count * self._interval_us) if self.is_raw else last_us + self.frame_us
                 known_us = self._us(packet.pts) if packet.pts is not None else lost_us
                 self.errors_us.append(known_us)
                 count += 1
@@ -232,7 +357,7 @@ class VideoFile:
             for frame in frames:
                 assert isinstance(frame, VideoFrame)
                 if self.is_raw:
-                    time_us = count * self.frame_us
+                    time_us = round(count * self._interval_us)
                 elif decode_times:
                     time_us = decode_times.popleft()
                 else:

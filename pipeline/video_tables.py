@@ -29,7 +29,15 @@ VIDEO_FACTS = (
     column("time_base_num", _INT32, "the unit of the file's own timestamps in seconds: num / den"),
     column("time_base_den", _INT32, "the same"),
     column("start_pts", _INT64, "the file's own timestamp of the first instant, which is 0 on the video's clock"),
-    column("duration_us", _INT64, "length of the video track by the headers, counted where they do not say"),
+    column(
+        "duration_us", _INT64, "length of the video track by the headers, counted where they say nothing or are wrong"
+    ),
+    column(
+        "flags",
+        list_of(_STRING),
+        "timestamps_restart (joined parts on one clock), timestamps_jump (a hole without windows), duration_wrong",
+    ),
+    column("start_offset_us", _INT64, "what to add to times for a player's, whose clock begins with the first track"),
     column("average_fps", _DOUBLE, "frames a second by the headers: no measure of time"),
     column("is_vfr", _FLAG, "whether the time from frame to frame varies, as far as the start shows"),
     column("timing", _STRING, "where times come from: pts, decode_order (AVI) or counted (streams without times)"),

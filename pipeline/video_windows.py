@@ -1,10 +1,12 @@
 """How a video is cut into windows: their times, how many frames each has and how large those are. Knows no file."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from model.preprocessing import VideoSizes
 
 DEFAULT_WINDOW_SECONDS = 60.0
+MAX_WINDOWS = 10_000
 OVERLAP_SHARE = 6  # by default windows overlap by a sixth of their length
 TEXT_TOKENS_PER_PAIR = 12  # `<1234.5 seconds>`, a token for each digit, and the marks around the frames
 
@@ -19,10 +21,13 @@ class VideoOptions:
     shot_cuts: bool = True  # a window ends early, in the second half of an overlap, where a shot does
     pixel_multiple: int = 32
     prompts_per_window: int = 1
+    max_windows: int = MAX_WINDOWS  # of one video
 
     def __post_init__(self) -> None:
         if not 0 < self.step_us <= self.window_us:
             raise ValueError(f"windows of {self.window_us} us every {self.step_us} us leave gaps, or never end")
+        if self.max_windows < 1:
+            raise ValueError(f"max_windows must be at least 1, not {self.max_windows}")
 
     @property
     def frames(self) -> int:
@@ -71,6 +76,7 @@ def video_options(
     prompts_per_window: int,
     max_frames_per_window: int = 0,
     shot_cuts: bool = True,
+    max_windows: int = MAX_WINDOWS,
 ) -> VideoOptions:
     """The options for what a user gave; 0 (for the overlap: less than 0) leaves a choice to us.
 
@@ -111,6 +117,7 @@ def video_options(
         shot_cuts=shot_cuts,
         pixel_multiple=pixel_multiple,
         prompts_per_window=prompts_per_window,
+        max_windows=max_windows,
     )
 
 
@@ -132,6 +139,22 @@ def plan_windows(duration_us: int, window_us: int, step_us: int) -> tuple[Planne
         start = number * step_us
         end = min(start + window_us, duration_us)
         windows.append(PlannedWindow(number + 1, start, end, start + step_us if number + 1 < count else end))
+    return tuple(windows)
+
+
+def plan_stretches(stretches: Sequence[tuple[int, int]], window_us: int, step_us: int) -> tuple[PlannedWindow, ...]:
+    """The windows of each [start, end), one stretch after the other: none shows what lies between them."""
+    windows: list[PlannedWindow] = []
+    for start_us, end_us in stretches:
+        windows += [
+            PlannedWindow(
+                len(windows) + window.index,
+                start_us + window.start_us,
+                start_us + window.end_us,
+                start_us + window.core_end_us,
+            )
+            for window in plan_windows(end_us - start_us, window_us, step_us)
+        ]
     return tuple(windows)
 
 

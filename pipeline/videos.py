@@ -13,7 +13,8 @@ from pipeline.shot_cuts import shot_cuts
 from pipeline.video_color import HDR
 from pipeline.video_file import VideoFile, is_encrypted_matroska, open_video
 from pipeline.video_frames import Orientation, SampledWindow, orientation_of, sample_windows
-from pipeline.video_windows import PlannedWindow, VideoOptions, frame_dimensions, plan_windows, window_tokens
+from pipeline.video_timeline import measure
+from pipeline.video_windows import PlannedWindow, VideoOptions, frame_dimensions, plan_stretches, window_tokens
 
 VFR_SHARE = 0.1  # frames whose intervals differ by more than this share have a variable rate
 FRAMES_LOOKED_AT = 24
@@ -38,6 +39,9 @@ class VideoInfo:
     time_base: tuple[int, int]
     start_pts: int  # where the video's clock has its 0, in units of time_base
     duration_us: int
+    stretches: tuple[tuple[int, int], ...]  # [start, end) in us of what there is to see: one, but where the clock jumps
+    flags: tuple[str, ...]  # of timestamps_restart, timestamps_jump, duration_wrong
+    start_offset_us: int  # how much later than a player's clock the video's begins
     average_fps: float
     is_vfr: bool  # as far as the first frames show
     timing: str  # pts, decode_order (AVI) or counted (raw streams)
@@ -55,29 +59,32 @@ class VideoInfo:
 def inspect_video(file: BinaryIO, options: VideoOptions) -> VideoInfo:
     """Opens a video, decodes its first frames, and plans its windows. Raises BadInput when nothing can be decoded."""
     with open_video(file) as video:
-        frames = []
-        for time_us, frame in video.frames():
-            frames.append((time_us, frame))
-            if len(frames) == FRAMES_LOOKED_AT:
+        first, times_us = None, []
+        for time_us, frame in video.frames():  # of which one is kept: of 8K in 10 bits, 24 would take 2.4 GB
+            first = first or frame
+            times_us.append(time_us)
+            if len(times_us) == FRAMES_LOOKED_AT:
                 break
-        if not frames:
+        if first is None:
             if video.is_encrypted or is_encrypted_matroska(file):
                 message = "its video is encrypted (DRM): give a file without"
                 raise BadInput(Stage.OPEN, ErrorCode.ENCRYPTED, message)
             errors = len(video.errors_us)
             message = f"no frame could be decoded ({errors} damaged packets)"
             raise BadInput(Stage.OPEN, ErrorCode.NO_FRAMES, message)
-        duration_us = video.duration_us or video.count_duration_us()
-        last_us = frames[-1][0]
-        duration_us = max(duration_us, last_us + 1)
-        first = frames[0][1]
+        timeline = measure(video)
+        duration_us = max(timeline.end_us, times_us[-1] + 1)
+        stretches = timeline.stretches if len(timeline.stretches) > 1 else ((0, duration_us),)
         orientation = orientation_of(first)
         height, width = _display_size(video, first.height, first.width, orientation)
         try:
             size = frame_dimensions(duration_us, height, width, options)
         except ValueError as error:
             raise BadInput(Stage.OPEN, ErrorCode.BAD_DIMENSIONS, str(error)) from error
-        planned = plan_windows(duration_us, options.window_us, options.step_us)
+        planned = plan_stretches(stretches, options.window_us, options.step_us)
+        if len(planned) > options.max_windows:
+            message = f"{len(planned)} windows, more than max_windows {options.max_windows}"
+            raise BadInput(Stage.OPEN, ErrorCode.TOO_MANY_WINDOWS, message)
         context, stream = video.stream.codec_context, video.stream
         return VideoInfo(
             media_type=_media_type(video.container.format.name),
@@ -94,8 +101,11 @@ def inspect_video(file: BinaryIO, options: VideoOptions) -> VideoInfo:
             time_base=(video.time_base.numerator, video.time_base.denominator),
             start_pts=video.start_pts,
             duration_us=duration_us,
+            stretches=stretches,
+            flags=timeline.flags,
+            start_offset_us=video.start_offset_us,
             average_fps=float(stream.average_rate or 0),
-            is_vfr=_is_vfr([time_us for time_us, _ in frames], stream.frames, duration_us),
+            is_vfr=_is_vfr(times_us, stream.frames, duration_us),
             timing="counted" if video.is_raw else "decode_order" if video.is_in_decode_order else "pts",
             video_tracks=len(video.container.streams.video),
             has_audio=bool(video.container.streams.audio),
@@ -114,9 +124,9 @@ def read_windows(file: BinaryIO, numbers: Sequence[int], info: VideoInfo) -> Ite
 
     Raises BadInput when the video cannot be opened, and whatever `file` raises when it cannot be read from.
     """
-    planned = plan_windows(info.duration_us, info.window_us, info.step_us)
+    planned = plan_stretches(info.stretches, info.window_us, info.step_us)
     wanted = [planned[number - 1] for number in numbers]
-    with open_video(file) as video:
+    with open_video(file, restarts="timestamps_restart" in info.flags) as video:
         first = next(video.frames(), None)
         orientation = orientation_of(first[1]) if first else Orientation()
         began = time.perf_counter()

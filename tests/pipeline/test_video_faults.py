@@ -1,6 +1,7 @@
 """Videos that went wrong on other people's machines: files that are handed out where they are there, and like ones."""
 
 import io
+import struct
 from fractions import Fraction
 from pathlib import Path
 
@@ -9,9 +10,10 @@ import numpy as np
 import pytest
 
 from pipeline.records import BadInput
+from pipeline.video_file import open_video
 from pipeline.video_frames import Orientation, orientation_of
-from pipeline.videos import inspect_video
-from tests.pipeline.video_files import options, read_all, write_frames
+from pipeline.videos import inspect_video, read_windows
+from tests.pipeline.video_files import level, options, read_all, write_frames
 
 FAULTS = Path(__file__).parents[3] / "shared" / "data" / "faults" / "videos"
 needs_faults = pytest.mark.skipif(not FAULTS.is_dir(), reason="the faulty files are not here")
@@ -53,6 +55,112 @@ def write_sound(path: Path, codec: str, *, art: bool, rate: int = 48_000) -> Non
 )
 def test_a_faulty_file_is_what_its_manifest_says(name, code):
     assert code_of(FAULTS / name) == code
+
+
+@needs_faults
+@pytest.mark.parametrize(
+    ("name", "seconds", "windows", "flags"),
+    [
+        ("duration_tag.mkv", 20, 1, ()),
+        ("cat_10_20.ts", 30, 1, ("timestamps_restart",)),
+        ("jump_1h.ts", 3619.8, 2, ("timestamps_jump",)),
+        ("says_5s.mkv", 60, 1, ("duration_wrong",)),
+        ("no_duration.wmv", 60, 1, ("duration_wrong",)),
+        ("says_11_days.mkv", 20, 1, ("duration_wrong",)),
+        ("says_1e9s.flv", 20, 1, ("duration_wrong",)),
+    ],
+)
+def test_of_a_faulty_file_what_is_there_is_read(name, seconds, windows, flags):
+    info, read = read_all(FAULTS / name, options())
+    assert info.duration_us == pytest.approx(seconds * 1e6, abs=110_000)
+    assert info.flags == flags
+    assert [window.facts.flags for window in read] == [()] * windows
+
+
+def write_part(path: Path, seconds: int, start: int = 0) -> bytes:
+    if path.suffix == ".vob":
+        write_frames(path, [25 * start + number for number in range(25 * seconds)], Fraction(1, 25), codec="mpeg2video")
+    else:
+        pts = [start * 1000 + 100 * number for number in range(10 * seconds)]
+        write_frames(path, pts, Fraction(1, 1000), codec_options={"bf": "2", "g": "20"})
+    return path.read_bytes()
+
+
+@pytest.mark.parametrize("suffix", ["ts", "mkv", "vob"])
+@pytest.mark.parametrize(
+    "parts", [[(10, 0), (20, 0)], [(20, 5), (10, 0)], [(7, 0), (9, 0), (6, 0)], [(8, 900), (6, 0)]]
+)
+def test_joined_parts_are_on_one_clock_that_goes_on(suffix, parts, tmp_path):
+    if suffix == "mkv" and len(parts) > 2:
+        pytest.skip("FFmpeg ends at the third segment of a Matroska file")
+    data = [write_part(tmp_path / f"{n}.{suffix}", seconds, at) for n, (seconds, at) in enumerate(parts)]
+    (tmp_path / f"all.{suffix}").write_bytes(b"".join(data))
+    wanted = options(window_seconds=4, overlap_seconds=0, shot_cuts=False)
+    info, windows = read_all(tmp_path / f"all.{suffix}", wanted)
+    seconds = sum(part[0] for part in parts)
+    assert info.duration_us == pytest.approx(seconds * 1e6, abs=250_000)
+    assert "timestamps_restart" in info.flags
+    shades = []
+    for window in windows:
+        assert not window.facts.flags
+        for time_us, frame in zip(window.facts.span.frame_us, window.frames_THWC, strict=True):
+            shades.append((time_us, int(frame.mean())))
+    ends_us = np.cumsum([part[0] for part in parts]) * 1_000_000
+    for time_us, shade in shades:
+        part = int(np.searchsorted(ends_us, time_us, side="right"))
+        began_us = ends_us[part - 1] if part else 0
+        numbers = [round((time_us - began_us) / (4e4 if suffix == "vob" else 1e5)) + near for near in (-1, 0, 1)]
+        assert any(abs(shade - level(number)) < 8 for number in numbers), (time_us, shade)
+    with (tmp_path / f"all.{suffix}").open("rb") as file:
+        again = list(read_windows(file, [2, 4], info))
+    for one, other in zip(again, (windows[1], windows[3]), strict=True):
+        assert one.facts.span == other.facts.span
+        np.testing.assert_array_equal(one.frames_THWC, other.frames_THWC)
+
+
+@pytest.mark.parametrize("suffix", ["ts", "mkv", "mp4", "avi", "webm"])
+def test_a_sane_file_has_no_flags(suffix, tmp_path):
+    codec = {"webm": "libvpx-vp9", "avi": "mpeg4"}.get(suffix, "libx264")
+    write_frames(tmp_path / f"a.{suffix}", [number * 100 for number in range(100)], Fraction(1, 1000), codec=codec)
+    info, windows = read_all(tmp_path / f"a.{suffix}", options())
+    assert (info.flags, len(windows)) == ((), 1)
+    assert info.duration_us == pytest.approx(10e6, abs=110_000)
+
+
+@pytest.mark.parametrize("said", [1e3, 5e7, 1e12])
+def test_a_header_that_says_too_little_or_too_much_is_not_believed(said, tmp_path):
+    data = write_part(tmp_path / "a.mkv", 20).replace(b"DURATION", b"DURATIOM")
+    place = data.index(b"\x44\x89\x88") + 3  # Duration, a float of 8 bytes, in milliseconds
+    (tmp_path / "a.mkv").write_bytes(data[:place] + struct.pack(">d", said) + data[place + 8 :])
+    info, windows = read_all(tmp_path / "a.mkv", options())
+    assert info.duration_us == pytest.approx(20e6, abs=110_000)
+    assert info.flags == ("duration_wrong",)
+    assert [window.facts.flags for window in windows] == [()]
+
+
+@pytest.mark.parametrize("suffix", ["ts", "flv"])
+def test_what_a_clock_jumps_over_has_no_windows(suffix, tmp_path):
+    pts = [100 * number + (3_600_000 if number >= 100 else 0) for number in range(200)]
+    write_frames(tmp_path / f"a.{suffix}", pts, Fraction(1, 1000), codec_options={"bf": "0", "g": "10"})
+    info, windows = read_all(tmp_path / f"a.{suffix}", options())
+    assert info.flags == ("timestamps_jump",)
+    assert [len(window.frames_THWC) for window in windows] == [20, 20]
+    assert windows[1].facts.span.start_us == pytest.approx(3610e6, abs=110_000)
+
+
+def test_a_raw_stream_does_not_drift(tmp_path):
+    write_frames(tmp_path / "a.h264", list(range(3000)), Fraction(1001, 30000), codec_options={"preset": "ultrafast"})
+    with (tmp_path / "a.h264").open("rb") as file, open_video(file) as video:
+        times = [time_us for time_us, _ in video.frames()]
+    rate = Fraction(30000, 1001)
+    assert times[-1] in (round(2999 * 1_000_000 / rate), 2999 * 1_000_000 // 25)
+
+
+def test_a_video_with_more_windows_than_allowed_says_so(tmp_path):
+    write_part(tmp_path / "a.mkv", 20)
+    with pytest.raises(BadInput, match="max_windows 3") as caught:
+        read_all(tmp_path / "a.mkv", options(window_seconds=4, max_windows=3))
+    assert caught.value.failure.code == "too_many_windows"
 
 
 @pytest.mark.parametrize(
