@@ -34,7 +34,8 @@ def main() -> int:
     source.mkdir(parents=True)
     truths = dict(write_demo_documents(source, SEED))
     print(f"{len(truths)} sample documents in {source}\n")
-    code = parse_documents.main([str(source), str(output), "--max-new-tokens", "512", "--max-failure-rate", "0.5"])
+    options = ["--max-new-tokens", "512", "--max-failure-rate", "0.5"]
+    code = parse_documents.main([str(source), str(output), *options], own_files=False)
     if code == 2:
         return code
     show_tables(output)

@@ -27,9 +27,9 @@ examples:
 """
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None, *, own_files: bool = True) -> int:
     flags = _parser().parse_args(argv)
-    return run_job("parse_documents", lambda: _job(flags), flags)
+    return run_job("parse_documents", lambda: _job(flags), flags, own_files=own_files)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -14,7 +14,7 @@ from ray.exceptions import ObjectStoreFullError, OutOfDiskError, RayTaskError
 
 from jobs.cluster import connected
 from pipeline.flow import Setup, Superseded, allocated, find_survey, prepare, run
-from pipeline.job import IndexJob, Job, ParseJob, resolve_model
+from pipeline.job import CHECKOUT, DEMO_MODEL, IndexJob, Job, ParseJob, resolve_model
 from pipeline.lease import Occupied, hold
 from pipeline.manifest import Manifest
 from pipeline.progress import plan_text, summary_text
@@ -25,6 +25,10 @@ DONE, NOT_DONE, BAD_JOB, STOPPED = 0, 1, 2, 130
 EXIT_STATUS = """\
 exit status: 0 done, 1 more than --max-failure-rate of the inputs failed or the job could not be finished,
 2 the job cannot be run as given, 130 stopped (run it again to go on)"""
+DEMONSTRATION = (
+    "model/demo is a small demonstration model and misreads most real files; for your own give --model, such as "
+    "Qwen/Qwen3-VL-2B-Instruct or the folder of an official checkpoint"
+)
 KEPT = "What is done is kept: the same command goes on from there."
 NO_ROOM = (OutOfDiskError, ObjectStoreFullError)
 AnyJob = TypeVar("AnyJob", bound=Job)
@@ -38,8 +42,11 @@ def add_run_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--plan", action="store_true", help="open every input, tell what reading would take, and stop")
 
 
-def run_job(name: str, make: Callable[[], ParseJob | IndexJob], flags: argparse.Namespace) -> int:
-    """Makes, checks and runs the job, or only plans it; what goes wrong is told on stderr under its `name`.
+def run_job(
+    name: str, make: Callable[[], ParseJob | IndexJob], flags: argparse.Namespace, *, own_files: bool = True
+) -> int:
+    """Makes, checks and runs the job, or only plans it; what goes wrong is told on stderr under its `name`, and that
+    the model is for demonstration where it is and the user's `own_files` are read with it.
 
     Returns the exit status.
     """
@@ -51,6 +58,8 @@ def run_job(name: str, make: Callable[[], ParseJob | IndexJob], flags: argparse.
     if setup.finished and not flags.plan:
         print(f"This job is done already; nothing to do.\n{summary_text(setup.finished, setup.kind, job.output)}")
         return _exit_status(name, setup.finished, job)
+    if own_files and Path(resolve_model(job.model)).resolve() == CHECKOUT / DEMO_MODEL:
+        print(f"{name}: {DEMONSTRATION}", file=sys.stderr)
     try:
         with hold(setup.books.store, job.output, take_over=flags.take_over), connected():
             signal.signal(signal.SIGTERM, interrupt)  # after ray.init, which sets its own

@@ -10,6 +10,7 @@ from huggingface_hub import snapshot_download
 from model.request import Sampling
 
 HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
+WEIGHT_INDEX = "model.safetensors.index.json"
 # Checkpoints of the same network that give vectors and scores, no text. The official ones are known by their names; a
 # copy under another name by the files that the library they are published for adds, or by the tokenizer that ends a
 # text with <|endoftext|>, as only Qwen3-VL-Embedding's does.
@@ -73,6 +74,25 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise ValueError(f"{path} holds no JSON object, but {str(content)[:40]}")
     return content
+
+
+def weight_files(folder: Path) -> tuple[list[Path], set[str] | None]:
+    """The files that hold a checkpoint's tensors, and the names its index says they have; None: it has no index.
+
+    Raises ValueError when there are none, or the index names files that are not there.
+    """
+    index, single = folder / WEIGHT_INDEX, folder / "model.safetensors"
+    if not index.is_file():
+        if single.is_file():
+            return [single], None
+        raise ValueError(f"{folder} has no weights: neither {single.name} nor {index.name}")
+    weight_map = read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not all(isinstance(file, str) for file in weight_map.values()):
+        raise ValueError(f"{index}: weight_map is {str(weight_map)[:60]}, not a file for each tensor")
+    paths = sorted({folder / file for file in weight_map.values()})
+    if missing := [path.name for path in paths if not path.is_file()]:
+        raise ValueError(f"{index} names files that are not there: {', '.join(missing)}")
+    return paths, set(weight_map)
 
 
 def refuse_other_uses(model: str, folder: Path) -> None:

@@ -14,7 +14,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from model.checkpoint import checkpoint_folder
+from model.checkpoint import WEIGHT_INDEX, checkpoint_folder, weight_files
 from model.config import ModelConfig, extended, read_config
 from model.fp8 import FP8, dequantise, multiplies_fp8_blocks, quantise, scale_shape
 from model.parallel import ALONE, Cut, Group, cuts_of
@@ -214,20 +214,10 @@ def _turned_as_stored(name: str, target: Target, stored: Mapping[str, Stored], e
 def stored_tensors(folder: Path) -> dict[str, Stored]:
     """All tensors of a checkpoint. Raises ValueError when there are none, or files that its index names are missing or
     hold other tensors than it says."""
-    index = folder / "model.safetensors.index.json"
-    single = folder / "model.safetensors"
-    if index.is_file():
-        weight_map = json.loads(index.read_text())["weight_map"]
-        paths = sorted({folder / file for file in weight_map.values()})
-        if missing := [str(path) for path in paths if not path.is_file()]:
-            raise ValueError(f"{index} names files that are not there: {', '.join(missing)}")
-    elif single.is_file():
-        weight_map, paths = None, [single]
-    else:
-        raise ValueError(f"{folder} has neither model.safetensors nor model.safetensors.index.json")
+    paths, names = weight_files(folder)
     stored = {name: tensor for path in paths for name, tensor in _header(path).items()}
-    if weight_map is not None and (wrong := sorted(weight_map.keys() ^ stored.keys())):
-        raise ValueError(f"{index} and its files do not agree on {_some(wrong)}")
+    if names is not None and (wrong := sorted(names ^ stored.keys())):
+        raise ValueError(f"{folder / WEIGHT_INDEX} and its files do not agree on {_some(wrong)}")
     return stored
 
 

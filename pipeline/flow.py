@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import ray
 
-from model.checkpoint import checkpoint_folder
+from model.checkpoint import checkpoint_folder, weight_files
 from model.processor import Processor, VideoMarks
 from model.request import Sampling
 from pipeline.books import Books, FrozenSurvey
@@ -61,6 +61,7 @@ def prepare(job: ParseJob | IndexJob) -> Setup:
     Raises ValueError.
     """
     processor = Processor.from_pretrained(resolve_model(job.model))
+    weight_files(checkpoint_folder(resolve_model(job.model)))
     sampling = job.sampling(processor.sampling)
     processor.config.check_tensor_parallel(job.tensor_parallel)
     prompt: PagePrompt | VideoPrompt

@@ -15,6 +15,7 @@ from pipeline.prompts import PagePrompt, VideoPrompt
 from pipeline.store import StoreOptions
 
 SCHEMA_VERSION = 2  # of the tables and of _job.json
+DEMO_MODEL = "model/demo"  # of this checkout: trained for demonstration only
 CHECKOUT = Path(__file__).resolve().parents[1]
 INSTRUCTION_TOKENS = 1024  # a generous bound of what stands in a prompt beside the page
 SAMPLE_BYTES = 2**20
@@ -38,7 +39,7 @@ class Job:
     )
     output: str = field(metadata={"help": "a folder or s3://bucket/prefix for the tables; run again to resume"})
 
-    model: str = _option("model/demo", "checkpoint: a folder, or a hub id such as Qwen/Qwen3-VL-8B-Instruct")
+    model: str = _option(DEMO_MODEL, "checkpoint: a folder, or a hub id such as Qwen/Qwen3-VL-8B-Instruct")
     max_new_tokens: int = _option(4096, "longest answer for a page or window; longer ones become 'truncated'")
     max_reasoning_tokens: int = _option(
         0, "most tokens of it that a thinking model may reason before it has to answer; 0: no limit of its own"

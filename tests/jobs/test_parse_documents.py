@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import pytest
 from reportlab.pdfgen.canvas import Canvas
 
 from jobs.parse_documents import main
+from jobs.running import DEMONSTRATION
 
 ROOT = Path(__file__).parents[2]
 
@@ -72,6 +74,36 @@ def test_a_bad_job_is_one_clear_line_and_exit_2_and_leaves_no_trace(option, valu
     (line,) = capsys.readouterr().err.splitlines()
     assert message in line
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("left_out", "message"),
+    [
+        ("config.json", "is not a checkpoint: it has no config.json"),
+        ("tokenizer.json", "has no tokenizer.json"),
+        ("chat_template.jinja", "has no chat template"),
+        ("preprocessor_config.json", "preprocessor_config.json"),
+        ("model.safetensors", "has no weights: neither model.safetensors nor model.safetensors.index.json"),
+    ],
+)
+def test_a_folder_that_is_no_whole_checkpoint_is_refused_at_the_start(left_out, message, inputs, tmp_path, capsys):
+    shutil.copytree(ROOT / "model" / "demo", tmp_path / "mine", ignore=shutil.ignore_patterns(left_out))
+    assert main([str(inputs), str(tmp_path / "out"), "--model", str(tmp_path / "mine")]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert message in line
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(("own_files", "times"), [(True, 1), (False, 0)])
+def test_that_the_model_is_for_demonstration_is_said_to_who_reads_own_files(
+    own_files, times, inputs, tmp_path, capsys, monkeypatch
+):
+    def no_cluster():
+        raise ConnectionError("no cluster here")
+
+    monkeypatch.setattr("jobs.running.connected", no_cluster)
+    assert main([str(inputs), str(tmp_path / "out")], own_files=own_files) == 2
+    assert [DEMONSTRATION in line for line in capsys.readouterr().err.splitlines()].count(True) == times
 
 
 def test_an_input_that_names_nothing_is_a_bad_job(tmp_path):
