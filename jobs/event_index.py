@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 from pipeline.event_tables import CHAPTERS, EVENTS
 from pipeline.store import Store, join
 
-VIDEO_COLUMNS = ("video_id", "source_uri", "filename", "duration_us")
+VIDEO_COLUMNS = ("video_id", "source_uri", "filename", "duration_us", "start_offset_us")
 LOOSE_LETTERS = 4  # a word of a query as long as this also finds longer words that begin with it, and misread ones
 MISREAD_WEIGHT = 0.5  # of a word that differs by one letter: added, left out, or another
 _WORDS = r"regexp_extract_all(strip_accents(lower({text})), '[\p{{L}}\p{{N}}]+')"
@@ -42,12 +42,12 @@ scores as (
     select event_id, sum(idf * tf * 2.2 / (tf + 1.2 * (0.25 + 0.75 * len(words) / mean_words))) as score
     from counts join rarity using (term) join documents using (event_id), size group by event_id
 )
-select score, event_id, video_id, filename, source_uri, start_us, end_us, description, label
+select score, event_id, video_id, filename, source_uri, start_us, end_us, description, label, start_offset_us
 from scores join events using (event_id) join videos using (video_id) where FILTERS
 order by score desc, source_uri, start_us, event_id limit $limit
 """
 _ALL = """
-select 0.0 as score, event_id, video_id, filename, source_uri, start_us, end_us, description, label
+select 0.0 as score, event_id, video_id, filename, source_uri, start_us, end_us, description, label, start_offset_us
 from events join videos using (video_id) where FILTERS
 order by source_uri, start_us, event_id limit $limit
 """
@@ -85,6 +85,12 @@ class Hit:
     end_us: int
     description: str
     label: str
+    start_offset_us: int  # what to add to the times for a player's
+
+    @property
+    def link(self) -> str:
+        """The source from the event on, at the player's time."""
+        return media_link(self.source_uri, self.start_us + self.start_offset_us)
 
 
 def read_index(store: Store, output: str) -> EventIndex:
@@ -103,7 +109,16 @@ def _read_table(store: Store, output: str, name: str, columns: tuple[str, ...] |
     files = sorted(asset.uri for asset in store.list(folder) if asset.uri.endswith(".parquet"))
     if not files:
         raise ValueError(f"{output} holds no table {name}: was it written by python -m jobs.index_videos?")
-    return pa.concat_tables([pq.read_table(pa.BufferReader(store.read(file)), columns=list(columns)) for file in files])
+    tables = [pq.read_table(pa.BufferReader(store.read(file))) for file in files]
+    if "start_offset_us" in columns:  # which the version before did not write
+        tables = [_with_offset(table) for table in tables]
+    return pa.concat_tables([table.select(list(columns)) for table in tables])
+
+
+def _with_offset(videos: pa.Table) -> pa.Table:
+    if "start_offset_us" in videos.column_names:
+        return videos
+    return videos.append_column("start_offset_us", pa.array([0] * len(videos), pa.int64()))
 
 
 def search(index: EventIndex, query: Query) -> list[Hit]:

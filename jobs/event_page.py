@@ -44,10 +44,14 @@ def event_page(title: str, videos: Sequence[VideoEvents], thumbnails: Mapping[st
 
 
 def _section(video: VideoEvents, thumbnails: Mapping[str, str]) -> dict[str, Any]:
+    late_us = video.video["start_offset_us"]  # buttons open at the player's time, words say the video's
     last_us = max((event["end_us"] for event in video.events), default=0)
     length_us = max(video.video["duration_us"] or 0, last_us, 1)
-    chapters = [_bar(chapter, "chapter", chapter["title"], length_us) for chapter in video.chapters]
-    lanes = [[_bar(event, "event", event["description"], length_us) for event in lane] for lane in _lanes(video.events)]
+    chapters = [_bar(chapter, "chapter", chapter["title"], length_us, late_us) for chapter in video.chapters]
+    lanes = [
+        [_bar(event, "event", event["description"], length_us, late_us) for event in lane]
+        for lane in _lanes(video.events)
+    ]
     return {
         "id": video.video["video_id"],
         "name": video.video["filename"],
@@ -58,7 +62,7 @@ def _section(video: VideoEvents, thumbnails: Mapping[str, str]) -> dict[str, Any
         "events": [
             {
                 "id": event["event_id"],
-                "start": event["start_us"] / _MICROSECONDS,
+                "start": (event["start_us"] + late_us) / _MICROSECONDS,
                 "time": f"{clock(event['start_us'])} - {clock(event['end_us'], round_up=True)}",
                 "label": event["label"],
                 "words": event["description"],
@@ -69,13 +73,13 @@ def _section(video: VideoEvents, thumbnails: Mapping[str, str]) -> dict[str, Any
     }
 
 
-def _bar(row: Mapping[str, Any], kind: str, words: str, length_us: int) -> dict[str, Any]:
+def _bar(row: Mapping[str, Any], kind: str, words: str, length_us: int, late_us: int) -> dict[str, Any]:
     start_us, end_us = row["start_us"], row["end_us"]
     return {
         "kind": kind,
         "left": round(100 * start_us / length_us, 3),
         "width": round(100 * (end_us - start_us) / length_us, 3),
-        "start": start_us / _MICROSECONDS,
+        "start": (start_us + late_us) / _MICROSECONDS,
         "words": f"{clock(start_us)} {words}",
     }
 

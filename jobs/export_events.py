@@ -101,15 +101,24 @@ def _files(video: VideoEvents, formats: Sequence[str]) -> list[tuple[str, str]]:
     name = _file_name(video.video)
     files = []
     if "vtt" in formats:
-        events = [(row["event_id"], row["start_us"], row["end_us"], _cue(row)) for row in video.events]
-        chapters = [(row["chapter_id"], row["start_us"], row["end_us"], row["title"]) for row in video.chapters]
+        late_us = video.video["start_offset_us"]  # a player's clock, and a cue's, begins with the first track
+        events = [
+            (row["event_id"], row["start_us"] + late_us, row["end_us"] + late_us, _cue(row)) for row in video.events
+        ]
+        chapters = [
+            (row["chapter_id"], row["start_us"] + late_us, row["end_us"] + late_us, row["title"])
+            for row in video.chapters
+        ]
         files += [(f"{name}.vtt", webvtt(events)), (f"{name}.chapters.vtt", webvtt(chapters))]
     if "json" in formats:
         uri = video.video["source_uri"]
         content = {
             **video.video,
             "chapters": video.chapters,
-            "events": [row | {"link": media_link(uri, row["start_us"])} for row in video.events],
+            "events": [
+                row | {"link": media_link(uri, row["start_us"] + video.video["start_offset_us"])}
+                for row in video.events
+            ],
         }
         files.append((f"{name}.json", json.dumps(content, indent=2, ensure_ascii=False)))
     return files

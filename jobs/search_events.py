@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 
-from jobs.event_index import Hit, Query, clock, media_link, media_url, read_index, search
+from jobs.event_index import Hit, Query, clock, media_url, read_index, search
 from pipeline.event_times import read_time
 from pipeline.records import BadInput
 from pipeline.store import Store, StoreOptions, absolute, join
@@ -104,7 +104,7 @@ def _text(hits: Sequence[Hit], page_url: str) -> str:
 
 def _links(hit: Hit, page_url: str) -> list[str]:
     """The source at the event's start, and the event on the page of jobs.export_events where there is one."""
-    return [media_link(hit.source_uri, hit.start_us), *([f"{page_url}#{hit.event_id}"] if page_url else [])]
+    return [hit.link, *([f"{page_url}#{hit.event_id}"] if page_url else [])]
 
 
 def _printable(text: str) -> str:

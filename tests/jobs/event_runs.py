@@ -37,13 +37,14 @@ def indexed(clip: SampleClip, uri: str, *, window: float = 20.0, overlap: float 
     return merge_events(video_id(uri), windows)
 
 
-def write_run(folder: Path, videos: Sequence[tuple[str, int, Sequence[Event]]]) -> None:
+def write_run(folder: Path, videos: Sequence[tuple[str, int, Sequence[Event]]], *, late_us: int = 0) -> None:
     """OUTPUT of a job over (uri, duration in microseconds, events) of each video; their ids are `video_id(uri)`."""
     columns = {
         "video_id": [video_id(uri) for uri, _, _ in videos],
         "source_uri": [uri for uri, _, _ in videos],
         "filename": [uri.rsplit("/", 1)[-1] for uri, _, _ in videos],
         "duration_us": [duration for _, duration, _ in videos],
+        "start_offset_us": [late_us] * len(videos),
     }
     events = [event for _, _, found in videos for event in found]
     tables = {

@@ -164,3 +164,21 @@ def test_an_index_in_a_bucket_is_exported_and_searched_there(
     capsys.readouterr()
     assert search([output, rows[0]["description"], "--endpoint-url", s3.endpoint_url, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)[0]["description"] == rows[0]["description"]
+
+
+def test_what_a_player_opens_is_at_its_own_time_where_the_video_begins_late(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    uri = "/films/late.mp4"
+    write_run(tmp_path / "out", [(uri, 10 * SECOND, [event(1, uri, (2, 4), "a lamp")])], late_us=5 * SECOND)
+    assert main([str(tmp_path / "out"), "--format", "vtt", "--format", "json", "--format", "html"]) == 0
+    cues = [path.read_text() for path in (tmp_path / "out" / "export").glob("*.vtt")]
+    assert all("\n00:00:07.000 --> 00:00:09.000\n" in text for text in cues)
+    (content,) = (json.loads(path.read_text()) for path in (tmp_path / "out" / "export").glob("*.json"))
+    assert content["start_offset_us"] == 5 * SECOND
+    assert [(row["start_us"], row["link"][-4:]) for row in content["events"]] == [(2 * SECOND, "#t=7")]
+    (html,) = (path.read_text() for path in (tmp_path / "out" / "export").glob("*.html"))
+    assert {button["data-start"] for button in Page(html).all("button") if "data-start" in button} == {"7.0"}
+    capsys.readouterr()
+    assert search([str(tmp_path / "out"), "lamp"]) == 0
+    assert "#t=7" in capsys.readouterr().out

@@ -76,7 +76,13 @@ def test_scores_are_those_of_bm25() -> None:
         texts = [" ".join(draw.choices(vocabulary, k=draw.randint(1, 9))) for _ in range(30)]
         words = " ".join(draw.choices([*vocabulary, "zebra"], k=draw.randint(1, 3)))
         events = events_table(event(number, MATCH, (0, 1), text) for number, text in enumerate(texts))
-        videos = {"video_id": [video_id(MATCH)], "source_uri": [MATCH], "filename": ["m"], "duration_us": [1]}
+        videos = {
+            "video_id": [video_id(MATCH)],
+            "source_uri": [MATCH],
+            "filename": ["m"],
+            "duration_us": [1],
+            "start_offset_us": [0],
+        }
         index = EventIndex(pa.table(videos), events, chapters_table([]))
         hits = search(index, Query(words, limit=100))
         expected = bm25(texts, words)

@@ -220,3 +220,33 @@ def test_a_malformed_duration_tag_is_read_past(tag, tmp_path):
     info, windows = read_all(tmp_path / "a.mkv", options())
     assert len(windows) == 1
     assert info.duration_us == 5_000_000
+
+
+@pytest.mark.parametrize("suffix", ["mp4", "mov", "mkv", "ts"])
+def test_a_video_that_begins_after_its_sound_says_by_how_much(suffix, tmp_path):
+    with av.open(str(tmp_path / f"a.{suffix}"), "w") as container:
+        sound, video = container.add_stream("aac", rate=48_000), container.add_stream("libx264", rate=10)
+        video.width = video.height = 64
+        video.codec_context.time_base = Fraction(1, 10)
+        packets = []
+        for number in range(470):  # ten seconds
+            frame = av.AudioFrame.from_ndarray(np.zeros((2, 1024), np.float32), format="fltp", layout="stereo")
+            frame.sample_rate, frame.pts, frame.time_base = 48_000, 1024 * number, Fraction(1, 48_000)
+            packets += sound.encode(frame)
+        for number in range(50, 100):
+            frame = av.VideoFrame.from_ndarray(np.full((64, 64, 3), number, np.uint8), format="rgb24")
+            frame.pts, frame.time_base = number, Fraction(1, 10)
+            packets += video.encode(frame)
+        packets += sound.encode() + video.encode()
+        for packet in sorted(packets, key=lambda packet: packet.dts * packet.time_base):
+            container.mux(packet)
+    info, windows = read_all(tmp_path / f"a.{suffix}", options())
+    assert info.start_offset_us == pytest.approx(5e6, abs=60_000)  # an encoder's delay is part of the sound
+    assert info.duration_us == pytest.approx(5e6, abs=250_000)
+    assert windows[0].facts.span.frame_us[0] == 0
+
+
+@needs_faults
+def test_the_handed_video_that_begins_late_says_by_how_much():
+    with (FAULTS / "late.mp4").open("rb") as file:
+        assert inspect_video(file, options()).start_offset_us == 5_000_000
