@@ -93,6 +93,7 @@ def _video_row(
         corrupt_frames=sum(row["corrupt_frames"] for row in windows),
         windows_ok=count[WindowStatus.OK],
         windows_truncated=count[WindowStatus.TRUNCATED],
+        windows_unparseable=count[WindowStatus.UNPARSEABLE],
         windows_failed=count[WindowStatus.FAILED],
         events=events,
         tokens_in=sum(row["tokens_in"] for row in windows),

@@ -6,12 +6,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from model.request import Completion
+from pipeline.answers import answer_columns, cut_off
 from pipeline.boxes import tile_to_page
 from pipeline.elements import Element, clean_text, without_special_tokens
 from pipeline.parse_html import parse_html
 from pipeline.parse_markdown import parse_markdown
 from pipeline.prompts import Output
-from pipeline.records import Block, ErrorCode, Failure, PageFacts, PageRow, PageStatus, Stage, Word
+from pipeline.records import Block, Failure, PageFacts, PageRow, PageStatus, Word
 
 _HTML_FENCE = re.compile(r"```(?:html|xml)?[ \t]*(?=[<\n]|\Z)", re.IGNORECASE)
 _DIGITS = re.compile(r"\d+")
@@ -45,10 +46,8 @@ def parse_page(
         "empty_output": not elements and not facts.is_blank,
         "numbers_differ": not facts.is_blank and _numbers_differ(text_layer(facts.words), markdown),
     }
-    failure = _cut_off(completions)
+    failure = cut_off(completions, "tile")
     status = PageStatus.BLANK if facts.is_blank else PageStatus.TRUNCATED if failure else PageStatus.OK
-    tokens_out = [len(completion.token_ids) for completion in completions]
-    logprobs = [completion.mean_logprob * count for completion, count in zip(completions, tokens_out, strict=True)]
     row = _row_of(doc_id, facts)
     return replace(
         row,
@@ -57,19 +56,7 @@ def parse_page(
         flags=(*facts.flags, *(flag for flag, is_seen in seen.items() if is_seen)),
         markdown=markdown,
         html="\n".join(answers) if output == "html" else "",
-        finish_reason=_finish_reason(completions),
-        mean_logprob=sum(logprobs) / max(sum(tokens_out), 1),
-        min_logprob=min((completion.min_logprob for completion in completions), default=0.0),
-        tokens_in=sum(completion.prompt_tokens for completion in completions),
-        tokens_out=sum(tokens_out),
-        steps=sum(completion.steps for completion in completions),
-        drafted_tokens=sum(completion.drafted_tokens for completion in completions),
-        accepted_tokens=sum(completion.accepted_tokens for completion in completions),
-        resumes=sum(completion.resumes for completion in completions),
-        queue_ms=1000 * sum(completion.seconds_queued for completion in completions),
-        infer_ms=1000 * sum(completion.seconds_running for completion in completions),
-        reasoning="\n".join(clean_text(completion.reasoning) for completion in completions if completion.reasoning),
-        raw_output="\n".join(clean_text(completion.text) for completion in completions) if keep_raw else "",
+        **answer_columns(completions, keep_raw=keep_raw),
         blocks=blocks,
     )
 
@@ -176,24 +163,6 @@ def _numbers_differ(own_text: str, read: str) -> bool:
     """Numbers are compared by their runs of digits, in any order: thousands and dates are written in many ways."""
     own, found = (Counter(_DIGITS.findall(text)) for text in (own_text, read))
     return own.total() >= MIN_NUMBERS and (own - found).total() > MAX_NUMBERS_MISSING * own.total()
-
-
-def _cut_off(completions: Sequence[Completion]) -> Failure | None:
-    for number, completion in enumerate(completions, 1):
-        if completion.finish_reason == "length":
-            tile = f" of tile {number} of {len(completions)}" if len(completions) > 1 else ""
-            message = f"the answer{tile} reached its limit of {len(completion.token_ids)} tokens"
-            return Failure(Stage.INFER, ErrorCode.OUTPUT_TRUNCATED, message)
-        if completion.finish_reason == "repetition":
-            message = f"tile {number} of {len(completions)}: the answer repeats itself; what stands before is kept"
-            return Failure(Stage.INFER, ErrorCode.OUTPUT_REPEATED, message)
-    return None
-
-
-def _finish_reason(completions: Sequence[Completion]) -> str:
-    """What went wrong with any of the tiles, or `stop`; "" when the model was not asked."""
-    reasons = {completion.finish_reason for completion in completions}
-    return next((reason for reason in ("length", "repetition", "stop") if reason in reasons), "")
 
 
 def _row_of(doc_id: str, facts: PageFacts) -> PageRow:

@@ -4,10 +4,23 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from model.request import Completion
+from pipeline.answers import answer_columns, cut_off
 from pipeline.elements import clean_text
 from pipeline.parse_events import parse_events
 from pipeline.prompts import VideoPrompt
-from pipeline.records import ErrorCode, Failure, Stage, WindowEvent, WindowFacts, WindowRow, WindowStatus
+from pipeline.records import (
+    ErrorCode,
+    Failure,
+    ParsedEvents,
+    Stage,
+    WindowEvent,
+    WindowFacts,
+    WindowRow,
+    WindowStatus,
+)
+
+_UNREAD = frozenset({"unparseable", "broken_json", "unreadable_time"})  # where no event is left
+_STATUS_OF = {ErrorCode.UNPARSEABLE: WindowStatus.UNPARSEABLE}
 
 
 def parse_window(
@@ -15,39 +28,41 @@ def parse_window(
 ) -> WindowRow:
     """The row of a window the model has answered about, one completion for each instruction of the prompt.
 
+    An answer that was cut off or repeats itself makes it `truncated`, one from which nothing can be read `unparseable`.
     An event found for a query has the query as its label. Flags join those of the decoder and those of the answers.
     """
     assert len(completions) == len(prompt.instructions), (video_id, facts.number)
     events: list[WindowEvent] = []
     flags = list(facts.flags)
+    failure = cut_off(completions, "prompt")
     for completion, query in zip(completions, prompt.queries, strict=True):
         if prompt.output == "events":
             parsed = parse_events(completion.text, facts.span, finish_reason=completion.finish_reason, query=query)
             events += [replace(event, label=query or event.label) for event in parsed.events]
             flags += parsed.flags
+            failure = failure or _unread(completion, parsed, query)
     events.sort(key=lambda event: (event.start_us, event.end_us, event.label, event.description))
-    cut_off = any(completion.finish_reason == "length" for completion in completions)
-    tokens_out = [len(completion.token_ids) for completion in completions]
-    logprobs = [completion.mean_logprob * count for completion, count in zip(completions, tokens_out, strict=True)]
     text = "\n".join(clean_text(completion.text) for completion in completions)
-    message = f"the answer is longer than {max(tokens_out)} tokens: the rest of the window is missing"
     return replace(
         _row(video_id, facts),
-        status=WindowStatus.TRUNCATED if cut_off else WindowStatus.OK,
-        failure=Failure(Stage.INFER, ErrorCode.OUTPUT_TRUNCATED, message) if cut_off else None,
+        status=WindowStatus.OK if failure is None else _STATUS_OF.get(failure.code, WindowStatus.TRUNCATED),
+        failure=failure,
         flags=tuple(dict.fromkeys(flags)),
         answer=text.strip() if prompt.output == "text" else "",
-        finish_reason="length" if cut_off else "stop",
-        mean_logprob=sum(logprobs) / max(sum(tokens_out), 1),
-        min_logprob=min(completion.min_logprob for completion in completions),
-        tokens_in=sum(completion.prompt_tokens for completion in completions),
-        tokens_out=sum(tokens_out),
-        queue_ms=1000 * sum(completion.seconds_queued for completion in completions),
-        infer_ms=1000 * sum(completion.seconds_running for completion in completions),
-        reasoning="\n".join(clean_text(completion.reasoning) for completion in completions if completion.reasoning),
-        raw_output=text if keep_raw else "",
+        **answer_columns(completions, keep_raw=keep_raw),
         events=tuple(events),
     )
+
+
+def _unread(completion: Completion, parsed: ParsedEvents, query: str) -> Failure | None:
+    """Why an answer says nothing of what happens, unless it says that nothing does: an empty list does, words from
+    which no time can be read do not, nor does silence when something was asked for."""
+    is_silent = bool(query) and not completion.text.strip()
+    if parsed.events or not (is_silent or _UNREAD.intersection(parsed.flags)):
+        return None
+    about = f" about {query!r}" if query else ""
+    message = f"no event can be read in the answer{about}: {clean_text(completion.text)!r}"
+    return Failure(Stage.INFER, ErrorCode.UNPARSEABLE, message)
 
 
 def failed_window(video_id: str, window_no: int, failure: Failure) -> WindowRow:
@@ -74,6 +89,10 @@ def failed_window(video_id: str, window_no: int, failure: Failure) -> WindowRow:
         min_logprob=0.0,
         tokens_in=0,
         tokens_out=0,
+        steps=0,
+        drafted_tokens=0,
+        accepted_tokens=0,
+        resumes=0,
         decode_ms=0.0,
         queue_ms=0.0,
         infer_ms=0.0,

@@ -60,6 +60,7 @@ class ErrorCode(StrEnum):
     INFER_CRASH = "infer_crash"
     OUTPUT_TRUNCATED = "output_truncated"
     OUTPUT_REPEATED = "output_repeated"
+    UNPARSEABLE = "unparseable"
 
     @property
     def retryable(self) -> bool:
@@ -89,14 +90,15 @@ class DocumentStatus(StrEnum):
 
 class WindowStatus(StrEnum):
     OK = "ok"
-    TRUNCATED = "truncated"  # the answer reached max_new_tokens
+    TRUNCATED = "truncated"  # the answer reached max_new_tokens, or repeats itself
+    UNPARSEABLE = "unparseable"  # nothing can be read in the answer, not even that nothing happens
     FAILED = "failed"
 
 
 class PageStatus(StrEnum):
     OK = "ok"
     BLANK = "blank"  # recognised before the model: nothing to read
-    TRUNCATED = "truncated"  # the answer reached max_new_tokens
+    TRUNCATED = "truncated"  # the answer reached max_new_tokens, or repeats itself
     FAILED = "failed"
     SKIPPED = "skipped"  # outside the page ranges the job asked for
 
@@ -353,6 +355,10 @@ class WindowRow:
     min_logprob: float
     tokens_in: int
     tokens_out: int
+    steps: int
+    drafted_tokens: int  # proposed from the answer about the window before
+    accepted_tokens: int
+    resumes: int
     decode_ms: float
     queue_ms: float
     infer_ms: float

@@ -378,10 +378,10 @@ def failure_of(row: dict[str, Any]) -> Failure:
 
 def outcome_of(asset: dict[str, Any], rows: Sequence[dict[str, Any]]) -> tuple[DocumentStatus, Failure | None]:
     """The status of a document or a video, and the first thing that went wrong in it: failed pages or windows before
-    those cut off. It has failed where none is left but skipped ones."""
+    those cut off or not to be read. It has failed where none is left but skipped ones."""
     if asset["error_code"]:
         return DocumentStatus.FAILED, failure_of(asset)
-    troubled = [row for status in ("failed", "truncated") for row in rows if row["status"] == status]
+    troubled = [row for status in ("failed", "truncated", "unparseable") for row in rows if row["status"] == status]
     if not troubled:
         return DocumentStatus.OK, None
     all_failed = all(row["status"] in ("failed", "skipped") for row in rows)

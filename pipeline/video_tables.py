@@ -62,7 +62,8 @@ VIDEOS = pa.schema(
         column("corrupt_frames", _INT32, "frames marked as damaged by the decoder"),
         column("windows_total", _INT32, "windows of the plan; the next three add up to it"),
         column("windows_ok", _INT32, "windows answered to the end"),
-        column("windows_truncated", _INT32, "windows whose answer reached max_new_tokens"),
+        column("windows_truncated", _INT32, "windows whose answer reached max_new_tokens, or repeats itself"),
+        column("windows_unparseable", _INT32, "windows in whose answer nothing can be read"),
         column("windows_failed", _INT32, "windows that could not be read"),
         column("events", _INT32, "events found"),
         column("tokens_in", _INT64, "prompt tokens of all windows, frames included"),
@@ -75,7 +76,7 @@ WINDOWS = pa.schema(
         VIDEO_ID,
         column("window_no", _INT32, "1-based number of the window in its video"),
         column("window_id", _STRING, "video_id#window_no"),
-        column("status", _STRING, "ok, truncated or failed"),
+        column("status", _STRING, "ok, truncated, unparseable or failed"),
         *ERROR_COLUMNS,
         column(
             "flags",
@@ -94,11 +95,15 @@ WINDOWS = pa.schema(
         column("cut_us", list_of(_INT64), "when shots begin, of those that begin inside: times of sampled frames"),
         column("events", _INT32, "events this window shows"),
         column("answer", _TEXT, 'the answer to a question; "" where events were asked for'),
-        column("finish_reason", _STRING, 'stop, length (cut off) or "" (the model was not asked)'),
+        column("finish_reason", _STRING, 'stop, length (cut off), repetition or "" (the model was not asked)'),
         column("mean_logprob", _FLOAT, "mean natural log probability of the generated tokens"),
         column("min_logprob", _FLOAT, "the least of them"),
         column("tokens_in", _INT32, "prompt tokens, frames included"),
         column("tokens_out", _INT32, "generated tokens"),
+        column("steps", _INT32, "forward passes that gave it tokens: fewer than tokens where drafts were right"),
+        column("drafted_tokens", _INT32, "tokens proposed from the answer about the window before"),
+        column("accepted_tokens", _INT32, "of these, the ones the model wrote itself"),
+        column("resumes", _INT32, "how often an answer was taken up again behind a loop, with another sampling"),
         column("decode_ms", _FLOAT, "milliseconds to decode it"),
         column("queue_ms", _FLOAT, "milliseconds its prompts waited for the model, added up"),
         column("infer_ms", _FLOAT, "milliseconds its prompts were worked on, added up"),
@@ -139,6 +144,7 @@ class VideoRow:
     corrupt_frames: int
     windows_ok: int
     windows_truncated: int
+    windows_unparseable: int
     windows_failed: int
     events: int
     tokens_in: int
@@ -165,7 +171,7 @@ def windows_table(parts: pa.Table) -> pa.Table:
 def _video_columns(row: VideoRow) -> dict[str, Any]:
     apart = ("source", "failure", "facts")
     columns = {name: getattr(row, name) for name in VideoRow.__dataclass_fields__ if name not in apart}
-    total = row.windows_ok + row.windows_truncated + row.windows_failed
+    total = row.windows_ok + row.windows_truncated + row.windows_unparseable + row.windows_failed
     return (
         columns
         | source_columns(row.source)

@@ -2,6 +2,8 @@
 
 from dataclasses import replace
 
+import pytest
+
 from model.request import Completion
 from pipeline.parse_windows import parse_window
 from pipeline.prompts import VideoPrompt
@@ -31,3 +33,47 @@ def test_what_a_thinking_model_reasons_has_a_column_of_its_own():
     assert row.raw_output == f"{ANSWER.text}\n{ANSWER.text}"
     assert {event.description for event in row.events} == {"rain"}
     assert parse_window("video", FACTS, [ANSWER, ANSWER], prompt, keep_raw=False).reasoning == ""
+
+
+EVENTS = VideoPrompt(("events",), ("",), "events")
+QUERIES = VideoPrompt(("rain?", "snow?"), ("rain", "snow"), "events")
+
+
+def outcome(prompt, *answers):
+    row = parse_window("video", FACTS, answers, prompt, keep_raw=False)
+    return row.status, row.failure and row.failure.code
+
+
+def test_a_looping_answer_is_cut_off_as_that_of_a_page_is():
+    looping = replace(ANSWER, finish_reason="repetition")
+    assert outcome(EVENTS, looping) == ("truncated", "output_repeated")
+    assert outcome(QUERIES, ANSWER, looping) == ("truncated", "output_repeated")
+    row = parse_window("video", FACTS, [looping], EVENTS, keep_raw=False)
+    assert (row.finish_reason, len(row.events)) == ("repetition", 1)
+
+
+@pytest.mark.parametrize(
+    "text", ["I cannot tell.", '[{"start": ', '[{"start": "soon", "end": "later"}]', "{}} nonsense"]
+)
+def test_an_answer_in_which_nothing_can_be_read_is_not_ok(text):
+    assert outcome(EVENTS, replace(ANSWER, text=text)) == ("unparseable", "unparseable")
+
+
+@pytest.mark.parametrize("text", ["[]", "```json\n[]\n```"])
+def test_an_answer_that_nothing_happens_is_ok(text):
+    assert outcome(EVENTS, replace(ANSWER, text=text)) == ("ok", None)
+    assert outcome(QUERIES, replace(ANSWER, text=text), ANSWER) == ("ok", None)
+
+
+@pytest.mark.parametrize("text", ["", "Hm.", "[["])
+def test_a_query_that_was_not_answered_does_not_look_as_if_it_did_not_happen(text):
+    row = parse_window("video", FACTS, [ANSWER, replace(ANSWER, text=text)], QUERIES, keep_raw=False)
+    assert row.status == "unparseable"
+    assert "'snow'" in row.failure.message
+    assert [event.label for event in row.events] == ["rain"]
+
+
+def test_windows_say_how_their_answers_were_drafted():
+    drafted = replace(ANSWER, steps=2, drafted_tokens=7, accepted_tokens=5, resumes=1)
+    row = parse_window("video", FACTS, [drafted, drafted], QUERIES, keep_raw=False)
+    assert (row.steps, row.drafted_tokens, row.accepted_tokens, row.resumes) == (4, 14, 10, 2)
