@@ -264,9 +264,11 @@ def machine(device: str) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        allow_abbrev=False, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     commands = parser.add_subparsers(dest="command", required=True)
-    shared = argparse.ArgumentParser(add_help=False)
+    shared = argparse.ArgumentParser(allow_abbrev=False, add_help=False)
     shared.add_argument("--model", default="model/demo", help="checkpoint: a folder or a hub id (default: model/demo)")
     shared.add_argument("--device", default="cpu", help="cpu or cuda (default: cpu)")
     shared.add_argument("--pages", type=int, default=64, help="how many sample pages (default: 64)")

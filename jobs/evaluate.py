@@ -69,7 +69,9 @@ class ClipQuestion:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        allow_abbrev=False, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--model", default="model/demo", help="checkpoint: a folder or a hub id (default: model/demo)")
     parser.add_argument("--pages", type=int, default=300, help="pages, over all layouts (default: 300)")
     parser.add_argument("--clips", type=int, default=100, help="windows of clips (default: 100)")

@@ -78,7 +78,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        allow_abbrev=False, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("folder", metavar="FOLDER", help="where videos and indexes go")
     parser.add_argument("--model", default="model/demo", help="checkpoint: a folder or a hub id (default: model/demo)")
     parser.add_argument("--oracle", action="store_true", help="answer from the truth instead of with a model")

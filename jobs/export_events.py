@@ -52,6 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
+        allow_abbrev=False,
         prog="python -m jobs.export_events",
         description=DESCRIPTION,
         formatter_class=argparse.RawDescriptionHelpFormatter,

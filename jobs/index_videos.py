@@ -39,6 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
+        allow_abbrev=False,
         prog="python -m jobs.index_videos",
         description=DESCRIPTION,
         epilog=EXAMPLES + EXIT_STATUS,

@@ -14,6 +14,7 @@ from pipeline.books import Books
 from pipeline.store import Store, StoreOptions, absolute
 
 Job = TypeVar("Job")
+_TRUTHS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
 _METAVARS = {str: "TEXT", int: "N", float: "NUMBER"}
 
 
@@ -80,9 +81,19 @@ def job_books(flags: argparse.Namespace) -> Books:
     return Books(Store(store_options(flags)), absolute(flags.output))
 
 
+class _AsWritten(yaml.SafeLoader):
+    """Values are the texts that they are written as, or None: the option says which is a number, so that
+    `password: 0123` stays one."""
+
+    yaml_implicit_resolvers = {  # noqa: RUF012 - as the class it belongs to has it
+        first: [(tag, pattern) for tag, pattern in resolvers if tag == "tag:yaml.org,2002:null"]
+        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+
+
 def _read_yaml(path: Path, kinds: dict[str, Any]) -> dict[str, Any]:
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = yaml.load(path.read_text(encoding="utf-8"), Loader=_AsWritten)
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise ValueError(f"config {path} cannot be read: {error}") from error
     if not isinstance(content, dict):
@@ -99,11 +110,11 @@ def _converted(name: str, value: Any, kind: Any) -> Any:
     if _is_list(kind):
         return tuple(str(item) for item in (value if isinstance(value, list) else [value]))
     wanted = _scalar(kind)
-    if isinstance(value, (dict, list)) or (wanted is bool) != isinstance(value, bool) or value is None:
-        raise ValueError(f"{name} must be {wanted.__name__}, not {value!r}")
     try:
-        return wanted(value)
-    except ValueError as error:
+        if not isinstance(value, str):
+            raise ValueError(value)
+        return _TRUTHS[value.lower()] if wanted is bool else wanted(value)
+    except (ValueError, KeyError) as error:
         raise ValueError(f"{name} must be {wanted.__name__}, not {value!r}") from error
 
 

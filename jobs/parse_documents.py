@@ -34,6 +34,7 @@ def main(argv: Sequence[str] | None = None, *, own_files: bool = True) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
+        allow_abbrev=False,
         prog="python -m jobs.parse_documents",
         description=DESCRIPTION,
         epilog=EXAMPLES + EXIT_STATUS,

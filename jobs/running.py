@@ -16,6 +16,7 @@ from jobs.cluster import connected
 from pipeline.flow import Setup, Superseded, allocated, find_survey, prepare, run
 from pipeline.job import CHECKOUT, DEMO_MODEL, IndexJob, Job, ParseJob, resolve_model
 from pipeline.lease import Occupied, hold
+from pipeline.listing import NoInputs
 from pipeline.manifest import Manifest
 from pipeline.progress import plan_text, summary_text
 from pipeline.resources import reading_speed
@@ -23,7 +24,7 @@ from pipeline.store import absolute
 
 DONE, NOT_DONE, BAD_JOB, STOPPED = 0, 1, 2, 130
 EXIT_STATUS = """\
-exit status: 0 done, 1 more than --max-failure-rate of the inputs failed or the job could not be finished,
+exit status: 0 done, 1 every input failed (or more than --max-failure-rate of them) or the job could not be finished,
 2 the job cannot be run as given, 130 stopped (run it again to go on)"""
 DEMONSTRATION = (
     "model/demo is a small demonstration model and misreads most real files; for your own give --model, such as "
@@ -39,6 +40,11 @@ def add_run_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--take-over", action="store_true", help="go on with a job that another run is working on: end that"
     )
+    parser.add_argument(
+        "--allow-empty",
+        action=argparse.BooleanOptionalAction,
+        help="whether no input at all is a success (left out: it is where INPUT is a manifest or in a bucket)",
+    )
     parser.add_argument("--plan", action="store_true", help="open every input, tell what reading would take, and stop")
 
 
@@ -53,6 +59,11 @@ def run_job(
     try:
         job = make()
         setup = prepare(job)
+    except NoInputs as error:
+        if not (error.is_routine if flags.allow_empty is None else flags.allow_empty):
+            return _refuse(name, error)
+        print(f"{name}: {error}; nothing to do")
+        return DONE
     except ValueError as error:
         return _refuse(name, error)
     if setup.finished and not flags.plan:
@@ -109,11 +120,15 @@ def _work(name: str, setup: Setup, *, plan_only: bool) -> int:
 
 
 def _exit_status(name: str, manifest: Manifest, job: Job) -> int:
-    if manifest.failure_rate <= job.max_failure_rate:
-        return DONE
-    failed = f"{100 * manifest.failure_rate:.1f} % of the inputs failed"
-    print(f"{name}: {failed}, more than --max-failure-rate {job.max_failure_rate:g}", file=sys.stderr)
-    return NOT_DONE
+    rate, limit = manifest.failure_rate, job.max_failure_rate
+    if limit is None and rate == 1:
+        print(f"{name}: every input failed (--max-failure-rate 1 takes that for success)", file=sys.stderr)
+        return NOT_DONE
+    if limit is not None and rate > limit:
+        failed = f"{100 * rate:.1f} % of the inputs failed"
+        print(f"{name}: {failed}, more than --max-failure-rate {limit:g}", file=sys.stderr)
+        return NOT_DONE
+    return DONE
 
 
 def _reason(error: Exception) -> str:

@@ -11,7 +11,7 @@ from pipeline.status import JobStatus, job_status
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m jobs.status", description=__doc__)
+    parser = argparse.ArgumentParser(allow_abbrev=False, prog="python -m jobs.status", description=__doc__)
     parser.add_argument("output", metavar="OUTPUT", help="where the job writes to")
     add_store_options(parser)
     parser.add_argument("--every", type=float, metavar="SECONDS", help="show it again and again until the job is done")

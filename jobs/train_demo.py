@@ -412,7 +412,9 @@ def _log(progress: Progress, losses: dict[str, list[float]]) -> None:
 
 def main() -> None:
     rungs = {rung.name: number for number, rung in enumerate(READABLE)}
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        allow_abbrev=False, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--work", type=Path, default=Path("training"), help="folder of checkpoint and optimizer state")
     parser.add_argument(
         "--start-from", type=Path, metavar="FOLDER", help="a trained checkpoint to begin with, such as model/demo"

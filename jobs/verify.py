@@ -9,7 +9,7 @@ from pipeline.audit import Recount, audit
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m jobs.verify", description=__doc__)
+    parser = argparse.ArgumentParser(allow_abbrev=False, prog="python -m jobs.verify", description=__doc__)
     parser.add_argument("output", metavar="OUTPUT", help="where the job wrote to")
     add_store_options(parser)
     flags = parser.parse_args(argv)

@@ -76,7 +76,9 @@ class Job:
     decoders: int = _option(0, "processes that render pages or decode videos; 0: what the CPUs allow")
     decoder_memory_mb: int = _option(2048, "memory of each decoder; what needs more fails as render_oom")
 
-    max_failure_rate: float = _option(1.0, "exit 1 when more than this share of the inputs failed (0 to 1)")
+    max_failure_rate: float | None = _option(
+        None, "exit 1 when more than this share of the inputs failed (0 to 1); left out: when every one did"
+    )
     endpoint_url: str | None = _option(None, "S3 endpoint, when it is not AWS's")
     profile: str | None = _option(None, "profile of the AWS configuration")
     region: str | None = _option(None, "AWS region")
@@ -101,7 +103,8 @@ class Job:
             self.step_timeout_seconds > 0, f"step_timeout_seconds must be more than 0, not {self.step_timeout_seconds}"
         )
         _require(self.tokens_per_second >= 0, f"tokens_per_second must be 0 or more, not {self.tokens_per_second}")
-        _require(0 <= self.max_failure_rate <= 1, f"max_failure_rate must lie in 0 to 1, not {self.max_failure_rate}")
+        rate = self.max_failure_rate
+        _require(rate is None or 0 <= rate <= 1, f"max_failure_rate must lie in 0 to 1, not {rate}")
         self.sampling(Sampling())
         self.store_options  # noqa: B018 - raises when it cannot be
         self.replica_range  # noqa: B018 - raises when it cannot be read

@@ -8,6 +8,7 @@ import csv
 import io
 import itertools
 import json
+import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -55,7 +56,29 @@ def list_inputs(store: Store, source: str) -> Iterator[Entry]:
     except (BadInput, OSError) as error:
         raise ValueError(f"{source} cannot be listed: {error}") from error
     if empty:
-        raise ValueError(f"{source}: no such file, and no files in or matching it (keys that begin so: {source}*)")
+        raise _no_inputs(source)
+
+
+class NoInputs(ValueError):  # noqa: N818 - a night without anything new is no error
+    """There is nothing to read. `is_routine`: it may be so on any night, where a list or a bucket is filled by others;
+    otherwise it is more likely a slip of the pen."""
+
+    def __init__(self, message: str, *, is_routine: bool) -> None:
+        super().__init__(message)
+        self.is_routine = is_routine
+
+
+def _no_inputs(source: str) -> NoInputs:
+    if _is_manifest(source):
+        return NoInputs(f"{source} names no input: there is no line in it, or none below its header", is_routine=True)
+    if set(source) & set("*?["):
+        return NoInputs(f"nothing matches {source}", is_routine=False)
+    if source.startswith("s3://"):
+        message = f"there is no object below {source.rstrip('/')}/ (keys that merely begin so: {source}*)"
+        return NoInputs(message, is_routine=True)
+    if os.path.isdir(source):
+        return NoInputs(f"{source} is a folder without a file in it (hidden ones do not count)", is_routine=False)
+    return NoInputs(f"{source}: no such file or folder", is_routine=False)
 
 
 def _entry(asset: Asset) -> Entry:

@@ -1,11 +1,15 @@
 """Options mean the same as flags and in a YAML file, flags win, and what is not understood is refused by name."""
 
 import argparse
+import ast
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import pytest
 
 from jobs.options import add_options, make_job
+
+JOBS = Path(__file__).parents[2] / "jobs"
 
 
 def option(default, help: str):
@@ -61,8 +65,8 @@ def test_a_number_may_stand_for_a_text_and_a_text_for_a_list(tmp_path):
     [
         ("source: in\nmax_cuont: 5\n", "max_cuont"),
         ("source: in\nmax_count: many\n", "max_count must be int, not 'many'"),
-        ("source: in\nkeep: 3\n", "keep must be bool, not 3"),
-        ("source: in\nmax_count: true\n", "max_count must be int, not True"),
+        ("source: in\nkeep: 3\n", "keep must be bool, not '3'"),
+        ("source: in\nmax_count: true\n", "max_count must be int, not 'true'"),
         ("source: in\nname: {a: 1}\n", "name must be str"),
         ("source: in\nname:\n", "name must be str, not None"),
         ("- in\n", "must hold options"),
@@ -80,3 +84,22 @@ def test_a_file_that_is_not_understood_is_refused_by_name(tmp_path, yaml, named)
 def test_a_file_that_is_not_there_is_refused():
     with pytest.raises(ValueError, match=r"nowhere\.yaml cannot be read"):
         job("--config", "nowhere.yaml")
+
+
+@pytest.mark.parametrize("text", ["0123", "1_000", "2024-01-02", "yes", "1e3", "0x10"])
+def test_a_text_in_a_file_stays_as_it_is_written(tmp_path, text):
+    (tmp_path / "job.yaml").write_text(f"source: {text}\nword: [{text}, b]\n")
+    assert job("--config", str(tmp_path / "job.yaml")) == Job(source=text, word=(text, "b"))
+
+
+@pytest.mark.parametrize(
+    "command", sorted(path.stem for path in JOBS.glob("*.py") if "ArgumentParser(" in path.read_text())
+)
+def test_no_command_takes_the_beginning_of_an_option_for_the_option(command):
+    """`--max-new-token 9` would be taken for --max-new-tokens, and a new option would change what it means."""
+    calls = [
+        node
+        for node in ast.walk(ast.parse((JOBS / f"{command}.py").read_text()))
+        if isinstance(node, ast.Call) and getattr(node.func, "attr", "") == "ArgumentParser"
+    ]
+    assert all("allow_abbrev" in {keyword.arg for keyword in call.keywords} for call in calls)

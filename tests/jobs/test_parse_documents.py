@@ -8,13 +8,15 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pyarrow.parquet as pq
 import pytest
 from reportlab.pdfgen.canvas import Canvas
 
 from jobs.parse_documents import main
-from jobs.running import DEMONSTRATION
+from jobs.running import DEMONSTRATION, _exit_status
+from pipeline.job import ParseJob
 
 ROOT = Path(__file__).parents[2]
 
@@ -144,3 +146,36 @@ def test_a_stopped_job_goes_on_with_the_same_command_and_its_summary_counts_the_
     assert again.returncode == 1
     assert "done already" in again.stdout
     assert "20.0 % of the inputs failed" in again.stderr
+
+
+@pytest.mark.parametrize(
+    ("rate", "limit", "status"), [(1.0, None, 1), (0.99, None, 0), (1.0, 1.0, 0), (0.2, 0.1, 1), (0.1, 0.1, 0)]
+)
+def test_a_run_in_which_every_input_failed_is_no_success(rate, limit, status):
+    manifest = SimpleNamespace(failure_rate=rate)
+    job = ParseJob(input="in", output="out", max_failure_rate=limit)
+    assert _exit_status("parse_documents", manifest, job) == status
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "flag", "status", "sentence"),
+    [
+        ("list.csv", "uri,tag\n", (), 0, "names no input"),
+        ("list.csv", "uri,tag\n", ("--no-allow-empty",), 2, "names no input"),
+        ("folder", None, (), 2, "is a folder without a file in it"),
+        ("folder", None, ("--allow-empty",), 0, "is a folder without a file in it"),
+        ("*.pdf", "", (), 2, "nothing matches"),
+    ],
+)
+def test_nothing_to_read_is_a_success_where_it_may_be_so_any_night(
+    tmp_path, capsys, name, content, flag, status, sentence
+):
+    source = tmp_path / name
+    if content is None:
+        source.mkdir()
+    elif content:
+        source.write_text(content)
+    assert main([str(source), str(tmp_path / "out"), *flag]) == status
+    said = capsys.readouterr()
+    assert sentence in (said.err if status else said.out)
+    assert not (tmp_path / "out").exists()

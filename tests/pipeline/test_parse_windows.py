@@ -52,9 +52,7 @@ def test_a_looping_answer_is_cut_off_as_that_of_a_page_is():
     assert (row.finish_reason, len(row.events)) == ("repetition", 1)
 
 
-@pytest.mark.parametrize(
-    "text", ["I cannot tell.", '[{"start": ', '[{"start": "soon", "end": "later"}]', "{}} nonsense"]
-)
+@pytest.mark.parametrize("text", ["I cannot tell.", '[{"start": ', '[{"start": "soon", "end": "later"}]'])
 def test_an_answer_in_which_nothing_can_be_read_is_not_ok(text):
     assert outcome(EVENTS, replace(ANSWER, text=text)) == ("unparseable", "unparseable")
 
