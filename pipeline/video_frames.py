@@ -33,6 +33,7 @@ class SampledWindow:
     frame_us: list[int] = field(default_factory=list)
     frames: list[NDArray[np.uint8]] = field(default_factory=list)  # [H, W, 3] each
     is_held: bool = False  # no frame begins in it: it shows the one that began before
+    has_other_size: bool = False  # a frame of it is stored in another size than the video's first
     file_end_us: int | None = None  # where the file ended before the window did
 
     def wanted_us(self, fps: float) -> int:
@@ -44,13 +45,20 @@ class SampledWindow:
 
 
 def sample_windows(
-    video: VideoFile, windows: Sequence[PlannedWindow], *, fps: float, size: tuple[int, int], orientation: "Orientation"
+    video: VideoFile,
+    windows: Sequence[PlannedWindow],
+    *,
+    fps: float,
+    size: tuple[int, int],
+    orientation: "Orientation",
+    stored: tuple[int, int] | None = None,
 ) -> Iterator[SampledWindow]:
-    """The windows (in order), each as soon as its last frame is passed; `size`: (height, width) of upright frames.
+    """The windows (in order), each as soon as its last frame is passed; `size`: (height, width) of upright frames;
+    `stored`: of the video's first frame as it is stored, when it is not the first of these windows.
 
     Holds the frames of the windows that overlap at one place, whatever the length of the video.
     """
-    painter = Painter(size, orientation)
+    painter = Painter(size, orientation, stored)
     waiting = [SampledWindow(window) for window in windows]
     can_skip, place_us = True, -1  # `place_us`: of the last frame
     target_us = waiting[0].planned.start_us
@@ -89,6 +97,7 @@ def _take(waiting: list[SampledWindow], time_us: int, frame: VideoFrame, fps: fl
             break
         if time_us < window.planned.end_us and time_us >= window.wanted_us(fps):
             image = painter.paint(frame) if image is None else image
+            window.has_other_size |= painter.has_changed(frame)
             window.frame_us.append(time_us)
             window.frames.append(image)
 
@@ -111,6 +120,7 @@ def _finished(window: SampledWindow, held: tuple[int, VideoFrame] | None, painte
     if not window.frames and held is not None and shows_on:
         window.frame_us.append(max(start_us, held[0]))
         window.frames.append(painter.paint(held[1]))
+        window.has_other_size |= painter.has_changed(held[1])
         window.is_held = True
     return window
 
@@ -155,15 +165,16 @@ def _turned(degrees: int) -> Orientation:
 class Painter:
     """Turns decoded frames into upright uint8 RGB of one size, reusing its scaler."""
 
-    def __init__(self, size: tuple[int, int], orientation: Orientation) -> None:
+    def __init__(self, size: tuple[int, int], orientation: Orientation, stored: tuple[int, int] | None = None) -> None:
         height, width = size
         self._orientation = orientation
+        self._first = stored  # (height, width) of the first frame, whose shape `size` has
         self._stored = (width, height) if orientation.transpose else (height, width)
         self._reformatter = VideoReformatter()
 
     def paint(self, frame: VideoFrame) -> NDArray[np.uint8]:
-        """uint8 RGB [H, W, 3]."""
-        height, width = self._stored
+        """uint8 RGB [H, W, 3]; a frame of another shape than the first one's keeps its own between black bars."""
+        height, width = self._fitting(frame)
         trc, primaries = frame.color_trc, frame.color_primaries
         is_unlike = is_unlike_srgb(trc, primaries)
         rgb = self._reformatter.reformat(
@@ -176,6 +187,11 @@ class Painter:
         )
         pixels = rgb.to_ndarray()
         image = to_srgb(cast(NDArray[np.uint16], pixels), trc, primaries) if is_unlike else pixels
+        if (height, width) != self._stored:
+            boxed = np.zeros((*self._stored, 3), np.uint8)
+            top, left = (self._stored[0] - height) // 2, (self._stored[1] - width) // 2
+            boxed[top : top + height, left : left + width] = image
+            image = boxed
         if self._orientation.transpose:
             image = image.transpose(1, 0, 2)
         if self._orientation.flip_x:
@@ -183,3 +199,17 @@ class Painter:
         if self._orientation.flip_y:
             image = image[::-1]
         return np.ascontiguousarray(image)
+
+    def has_changed(self, frame: VideoFrame) -> bool:
+        """Whether the frame is stored in another size than the first one that was painted."""
+        return self._first is not None and (frame.height, frame.width) != self._first
+
+    def _fitting(self, frame: VideoFrame) -> tuple[int, int]:
+        """(height, width) of the frame where it fits, in the shape of its own; pixels are as square as the first's."""
+        self._first = self._first or (frame.height, frame.width)
+        height, width = (
+            side * shown / first
+            for side, shown, first in zip((frame.height, frame.width), self._stored, self._first, strict=True)
+        )
+        share = min(self._stored[0] / height, self._stored[1] / width)
+        return max(1, round(height * share)), max(1, round(width * share))

@@ -81,7 +81,7 @@ WINDOWS = pa.schema(
         column(
             "flags",
             list_of(_STRING),
-            "peculiarities, like truncated_file, held_frame, ends_at_cut, broken_json or outside_window",
+            "peculiarities, like truncated_file, held_frame, size_change, ends_at_cut, broken_json or outside_window",
         ),
         column("start_us", _INT64, "microseconds from the first instant of the video track"),
         column("end_us", _INT64, "the same, exclusive; earlier than the plan has it with the flag ends_at_cut"),

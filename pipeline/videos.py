@@ -131,7 +131,12 @@ def read_windows(file: BinaryIO, numbers: Sequence[int], info: VideoInfo) -> Ite
         orientation = orientation_of(first[1]) if first else Orientation()
         began = time.perf_counter()
         sampled = sample_windows(
-            video, wanted, fps=info.fps, size=(info.frame_height, info.frame_width), orientation=orientation
+            video,
+            wanted,
+            fps=info.fps,
+            size=(info.frame_height, info.frame_width),
+            orientation=orientation,
+            stored=(info.coded_height, info.coded_width),
         )
         for window in sampled:
             yield _window(window, video, info.shot_cuts, 1000 * (time.perf_counter() - began))
@@ -152,6 +157,7 @@ def _window(
     flags = [
         ("truncated_file", is_truncated),
         ("held_frame", sampled.is_held),
+        ("size_change", sampled.has_other_size),
         ("ends_at_cut", shown is not None),
     ]
     window_end_us = planned.end_us if shown is None else sampled.frame_us[shown]

@@ -250,3 +250,39 @@ def test_a_video_that_begins_after_its_sound_says_by_how_much(suffix, tmp_path):
 def test_the_handed_video_that_begins_late_says_by_how_much():
     with (FAULTS / "late.mp4").open("rb") as file:
         assert inspect_video(file, options()).start_offset_us == 5_000_000
+
+
+def write_two_sizes(path: Path, *sizes: tuple[int, int]) -> None:
+    """White pictures, 5 s of each size (width, height), in one stream."""
+    parts = []
+    for number, (width, height) in enumerate(sizes):
+        part = path.with_name(f"{number}.{path.suffix[1:]}")
+        with av.open(str(part), "w") as container:
+            video = container.add_stream("libx264", rate=10)
+            video.width, video.height = width, height
+            for _ in range(50):
+                white = np.full((height, width, 3), 255, np.uint8)
+                container.mux(video.encode(av.VideoFrame.from_ndarray(white, format="rgb24")))
+            container.mux(video.encode())
+        parts.append(part.read_bytes())
+    path.write_bytes(b"".join(parts))
+
+
+@pytest.mark.parametrize("suffix", ["ts", "h264"])
+@pytest.mark.parametrize("sizes", [((320, 240), (240, 320)), ((240, 320), (320, 240)), ((320, 320), (320, 160))])
+def test_where_the_size_changes_every_part_keeps_its_aspect(suffix, sizes, tmp_path):
+    write_two_sizes(tmp_path / f"a.{suffix}", *sizes)
+    _, windows = read_all(tmp_path / f"a.{suffix}", options())
+    assert ["size_change" in window.facts.flags for window in windows] == [True] * len(windows)
+    last = windows[-1].frames_THWC[-1].mean(axis=2) > 128
+    height, width = int(last.any(axis=1).sum()), int(last.any(axis=0).sum())
+    assert width / height == pytest.approx(sizes[1][0] / sizes[1][1], rel=0.1)  # sides are multiples of 32
+    assert (windows[0].frames_THWC[0] > 128).all()
+
+
+@needs_faults
+def test_both_parts_of_the_handed_change_of_size_keep_their_aspect():
+    _, (window,) = read_all(FAULTS / "size_change.mkv", options())
+    assert window.facts.flags == ("size_change",)
+    bars = window.frames_THWC[-1][:, 0]
+    assert bars.max() == 0
