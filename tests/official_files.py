@@ -3,7 +3,7 @@ has and, as much, what it has not."""
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 VOCABULARY = 151_936
@@ -47,6 +47,7 @@ SIZES = {
     "2B-Thinking-FP8": Size(2048, 6144, 28, 16, 8, SMALL_TOWER, tied=True, num_tensors=822, fp8=True, thinking=True),
     "8B-Instruct-FP8": Size(4096, 12288, 36, 32, 8, LARGE_TOWER, tied=False, num_tensors=1002, fp8=True),
 }
+SIZES |= {f"{size}-Thinking": replace(SIZES[f"{size}-Instruct"], thinking=True) for size in ("8B", "235B-A22B")}
 
 
 def config_json(size: Size) -> dict[str, object]:
