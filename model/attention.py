@@ -5,6 +5,7 @@ dimension, S sequences, B blocks of a block table.
 """
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, Literal, Protocol, cast
@@ -49,6 +50,7 @@ def checked_implementation(name: str, device: torch.device, cache_dtype: torch.d
     has_loops = device.type == "cpu" and cache_dtype == torch.float32
     if name == "auto":
         if device.type == "cuda" and kernels.HAS_TRITON:
+            _check_fp8_cache(device, cache_dtype)
             return "triton"
         return "numba" if has_loops else "sdpa"
     if name == "sdpa":
@@ -63,6 +65,7 @@ def checked_implementation(name: str, device: torch.device, cache_dtype: torch.d
     if name == "triton":
         if not kernels.HAS_TRITON:
             raise ValueError("attn_implementation 'triton' needs triton: pip install triton")
+        _check_fp8_cache(device, cache_dtype)
         return "triton"
     if name != "flash_attention_2":
         raise ValueError(
@@ -71,6 +74,23 @@ def checked_implementation(name: str, device: torch.device, cache_dtype: torch.d
     if device.type != "cuda":
         raise ValueError(f"attn_implementation 'flash_attention_2' is for GPUs, not {device.type}: choose 'auto'")
     return "flash_attention_2"
+
+
+def _check_fp8_cache(device: torch.device, cache_dtype: torch.dtype) -> None:
+    """Raises ValueError for a GPU on which the kernel does not compile: e4m3 came with Ada and Hopper."""
+    if cache_dtype == torch.float8_e4m3fn and device.type == "cuda":
+        capability = torch.cuda.get_device_capability(device)
+        if capability < (8, 9):
+            raise ValueError(
+                f"kv_cache_dtype 'fp8' needs a GPU of compute capability 8.9 or more, and this one has "
+                f"{capability[0]}.{capability[1]}: leave it out, or choose attn_implementation 'sdpa'"
+            )
+
+
+def on_device(device: torch.device) -> AbstractContextManager[object]:
+    """Makes `device` the current one of this thread. Streams, kernels of our own and graphs go to the current device,
+    whatever device their tensors are on, and each thread begins with GPU 0."""
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 
 def device_tensor(values: NDArray[Any], device: torch.device) -> Tensor:

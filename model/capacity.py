@@ -2,9 +2,10 @@
 
 import torch
 
-from model.attention import AttentionImplementation, PackedCausal
+from model.attention import AttentionImplementation, PackedCausal, on_device
 from model.engine_options import EngineOptions
 from model.footprint import LESS_CACHE, available_bytes, pass_bytes, token_bytes
+from model.graphs import graph_bytes
 from model.qwen3_vl import Qwen3VL
 from model.sampler import choose_tokens
 
@@ -56,17 +57,25 @@ def _free_cuda_bytes(network: Qwen3VL, options: EngineOptions, implementation: A
     device = network.model.language_model.embed_tokens.weight.device
     torch.cuda.reset_peak_memory_stats(device)
     weights_bytes = torch.cuda.memory_allocated(device)
-    rehearse(
-        network,
-        num_tokens=options.max_step_tokens,
-        image_tokens=options.max_image_tokens,
-        num_rows=options.max_step_rows,
-        implementation=implementation,
-    )
-    pass_bytes = torch.cuda.max_memory_allocated(device) - weights_bytes
+    with on_device(device):
+        rehearse(
+            network,
+            num_tokens=options.max_step_tokens,
+            image_tokens=options.max_image_tokens,
+            num_rows=options.max_step_rows,
+            implementation=implementation,
+        )
+    needed_bytes = torch.cuda.max_memory_allocated(device) - weights_bytes
+    if options.cuda_graphs:  # they are recorded later, when the cache has what is left
+        needed_bytes += graph_bytes(
+            needed_bytes,
+            max_rows=options.max_step_rows,
+            vocab_size=network.config.text.vocab_size,
+            element_bytes=network.model.language_model.embed_tokens.weight.element_size(),
+        )
     torch.cuda.empty_cache()
     free_bytes, _ = torch.cuda.mem_get_info(device)
-    return int((free_bytes - pass_bytes) * FREE_MEMORY_SHARE)
+    return int((free_bytes - needed_bytes) * FREE_MEMORY_SHARE)
 
 
 @torch.inference_mode()

@@ -54,9 +54,11 @@ class Fp8Linear(nn.Module):
         self.weight_scale_inv = nn.Parameter(torch.empty(shape, dtype=torch.float32), requires_grad=False)
 
     def forward(self, hidden_NI: Tensor) -> Tensor:
-        values_NI, scales = quantise(hidden_NI, rows=1)
+        # cuBLASLt takes rows by fours: others would read scales that are not there, a single row is refused outright.
+        padded_NI = F.pad(hidden_NI, (0, 0, 0, -len(hidden_NI) % 4))
+        values_NI, scales = quantise(padded_NI, rows=1)
         weight_scales = F.pad(self.weight_scale_inv, (0, -self.weight_scale_inv.shape[1] % 4))  # cuBLAS reads fours
-        return scaled_mm(
+        product_NO = scaled_mm(
             values_NI,
             self.weight.t(),
             scale_a=scales.t().contiguous().t(),
@@ -65,6 +67,7 @@ class Fp8Linear(nn.Module):
             scale_recipe_b=ScalingType.BlockWise128x128,
             output_dtype=hidden_NI.dtype,
         )
+        return product_NO[: len(hidden_NI)]
 
 
 def keep_in_fp8(decoder: nn.Module, may_be_fp8: Callable[[str], bool]) -> None:

@@ -62,6 +62,9 @@ class StepGraphs:
         self._tables_SB = zeros(sequences, cache.keys.shape[2], dtype=torch.int32)
         self._offsets = zeros(sequences + 1, dtype=torch.int32)
         self._starts_S = zeros(sequences, dtype=torch.int32)
+        # One for all graphs: what each of them gave out by itself would stay allocated, gigabytes in all.
+        vocabulary = network.config.text.vocab_size // network.group.size
+        self._logits_NV = zeros(rows, vocabulary, dtype=cache.dtype)
 
     def fits(self, chunks: Sequence[CachedChunk]) -> bool:
         """Whether a step of these chunks, none of which has an image, can be done here."""
@@ -123,9 +126,15 @@ class StepGraphs:
             hidden_NE = self._network(
                 self._token_ids_N[:rows], self._positions_3N[:, :rows], attention, visual_rows_M=no_rows
             )
-            return self._network.logits(hidden_NE)
+            return self._logits_NV[:rows].copy_(self._network.logits(hidden_NE))
 
         return work
+
+
+def graph_bytes(pass_bytes: int, *, max_rows: int, vocab_size: int, element_bytes: int) -> int:
+    """What graphs keep beside eager passes: the logits, and a pool of their own that is as large as the largest step at
+    most."""
+    return pass_bytes + _rounded(max_rows) * vocab_size * element_bytes
 
 
 class _CudaRecorder:

@@ -101,10 +101,10 @@ def _attend_tile_kernel(  # type: ignore[no-untyped-def]
     WIDE: constexpr,
 ):
     """`TOKENS` tokens of one sequence, the GROUPS query heads of one key head: rows of one matrix against its keys."""
-    key_head = tl.program_id(1)
+    key_head = tl.program_id(1).to(tl.int64)  # times a head's stride it passes 2^31 in caches of millions of tokens
     sequence = tl.load(tile_sequences + tl.program_id(0))
     first = tl.load(tile_firsts + tl.program_id(0))
-    begin = tl.load(offsets + sequence)
+    begin = tl.load(offsets + sequence).to(tl.int64)
     length = tl.load(offsets + sequence + 1) - begin
     start = tl.load(starts + sequence)
 

@@ -19,6 +19,7 @@ from model.attention import (
     KeyValueCache,
     device_tensor,
     offsets_of,
+    on_device,
     paged_attention,
     places_of,
 )
@@ -83,11 +84,16 @@ class Runner:
         keys, values = (torch.zeros(shape, dtype=stored_dtype, device=weight.device) for _ in range(2))
         self._cache = KeyValueCache(keys, values, weight.dtype)
         self._sight = Sight(network, implementation)
-        self._graphs = graphs(network, self._cache, spare_block=num_blocks) if graphs else None
+        with on_device(self._device):
+            self._graphs = graphs(network, self._cache, spare_block=num_blocks) if graphs else None
 
     @torch.inference_mode()
     def launch(self, chunks: tuple[Chunk, ...]) -> Pass:
         """Has the device compute the chunks, behind the passes that were launched before."""
+        with on_device(self._device):
+            return self._launch(chunks)
+
+    def _launch(self, chunks: tuple[Chunk, ...]) -> Pass:
         chunks = tuple(sorted(chunks, key=lambda chunk: len(chunk) == 1))  # as paged_attention wants them
         cached = [CachedChunk(chunk.request.blocks, chunk.start, chunk.start + len(chunk)) for chunk in chunks]
         token_ids_N, positions_3N = _token_ids(chunks), _positions(chunks, cached)

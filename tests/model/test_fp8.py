@@ -3,6 +3,7 @@
 import json
 import logging
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from tiny import random_pair
 
 import model.fp8
 import model.weights
+from model.attention import checked_implementation
 from model.config import read_config
 from model.engine import Engine
 from model.engine_options import EngineOptions
@@ -147,6 +149,8 @@ def hopper_stand_in(a, b, *, scale_a, scale_recipe_a, scale_b, scale_recipe_b, o
         model.fp8.ScalingType.BlockWise128x128,
     )
     assert a.dtype == b.dtype == torch.float8_e4m3fn
+    assert len(a) % 4 == 0  # as cuBLASLt wants rows; one that has fewer scales than it reads gets what lies behind them
+    assert a.is_contiguous()
     assert b.stride(0) == 1  # column major
     assert scale_a.shape == (len(a), -(-a.shape[1] // 128))
     assert scale_a.stride(0) == 1
@@ -236,3 +240,30 @@ def test_layers_that_the_checkpoint_leaves_out_stay_as_they_were_trained(tmp_pat
     assert not any(".layers.1." in name for name in kept)
     with pytest.raises(ValueError, match=r"leaves out model.language_model.layers.1.*stored in FP8"):
         from_pretrained(str(tmp_path))
+
+
+@pytest.mark.parametrize("rows", [1, 2, 3, 4, 5])
+def test_any_number_of_rows_is_multiplied_in_fours(monkeypatch, rows):
+    monkeypatch.setattr(model.fp8, "scaled_mm", hopper_stand_in)
+    torch.manual_seed(0)
+    weight, hidden = torch.randn(160, 320), torch.randn(rows, 320)
+    linear = Fp8Linear(320, 160)
+    values, scales = quantise(weight)
+    linear.load_state_dict({"weight": values, "weight_scale_inv": scales})
+    expected = dequantise(*quantise(hidden, 1), rows=1) @ dequantise(values, scales).T
+    torch.testing.assert_close(linear(hidden), expected, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("capability", "is_refused"), [((8, 0), True), ((8, 6), True), ((8, 9), False), ((9, 0), False)]
+)
+@pytest.mark.parametrize("name", ["auto", "triton"])
+def test_an_fp8_cache_is_refused_where_its_kernel_does_not_compile(monkeypatch, name, capability, is_refused):
+    monkeypatch.setattr("model.kernels.HAS_TRITON", True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    check = partial(checked_implementation, name, torch.device("cuda", 1), torch.float8_e4m3fn)
+    if is_refused:
+        with pytest.raises(ValueError, match=rf"capability 8.9 or more, and this one has {capability[0]}"):
+            check()
+    else:
+        assert check() == "triton"

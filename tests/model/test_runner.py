@@ -1,5 +1,8 @@
 """When images are encoded, how long their features stay, and where they go."""
 
+from contextlib import contextmanager
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -8,7 +11,7 @@ from tiny import Pair, random_pair, random_prompt
 from model.capacity import rehearse
 from model.grids import placed_grids
 from model.request import Frames, Prompt
-from model.runner import Sight
+from model.runner import Runner, Sight
 from model.scheduler import Chunk, Request
 
 
@@ -89,3 +92,31 @@ def test_a_rehearsal_is_as_large_as_a_pass_can_be(pair):
     for hook in hooks:
         hook.remove()
     assert sizes == [140, 50]
+
+
+def test_everything_is_launched_with_the_runners_own_device_as_the_current_one(pair, prompt, monkeypatch):
+    """The current device is per thread, and an engine steps in a thread of its own, which begins with GPU 0."""
+    current, seen = [0], []
+
+    @contextmanager
+    def fake_device(device):
+        current.append(device.index)
+        yield
+        current.pop()
+
+    monkeypatch.setattr(torch.cuda, "device", fake_device)
+    monkeypatch.setattr(torch.cuda, "Event", lambda: SimpleNamespace(record=lambda: seen.append(current[-1])))
+    for module in ("model.runner", "model.attention", "model.sampler"):
+        monkeypatch.setattr(f"{module}.device_tensor", lambda values, device: torch.from_numpy(values))
+    runner = Runner(pair.ours, num_blocks=8, block_size=16, implementation="sdpa")
+    runner._device = torch.device("cuda", 1)
+    hooks = [module.register_forward_hook(lambda *_: seen.append(current[-1])) for module in pair.ours.modules()]
+    monkeypatch.setattr("model.runner.PACK_PATCHES", {"cpu": 4096, "cuda": 4096})
+    request = Request(prompt, 1, placed_grids(prompt, pair.config))
+    request.blocks.extend([0, 1])
+    runner.launch((Chunk(request, 0, len(prompt.token_ids_T), samples=True),))
+    for hook in hooks:
+        hook.remove()
+    assert len(seen) > 10
+    assert set(seen) == {1}
+    assert current == [0]
