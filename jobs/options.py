@@ -93,7 +93,7 @@ class _AsWritten(yaml.SafeLoader):
 
 def _read_yaml(path: Path, kinds: dict[str, Any]) -> dict[str, Any]:
     try:
-        content = yaml.load(path.read_text(encoding="utf-8"), Loader=_AsWritten)
+        content = _AsWritten(path.read_text(encoding="utf-8")).get_single_data()
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise ValueError(f"config {path} cannot be read: {error}") from error
     if not isinstance(content, dict):

@@ -142,7 +142,7 @@ def test_a_plan_opens_every_input_and_reads_none(ray_address, inputs, tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"window_seconds": 500.0}, "checkpoint takes 256"),
+        ({"window_seconds": 500.0}, "checkpoint takes 768"),
         ({"overlap_seconds": 40.0}, "more than half"),
         ({"window_seconds": 0.5}, "no two frames"),
         ({"max_tokens_per_window": 3}, "less than a token"),
