@@ -117,7 +117,8 @@ class BadInput(Exception):  # noqa: N818 - a state of the input, not an error of
     """An input (or one page of it) cannot be processed: it becomes a row, never a crash."""
 
     def __init__(self, stage: Stage, code: ErrorCode, message: str) -> None:
-        message = message[:MESSAGE_CHARACTERS]  # it may quote what a file brought a library to say
+        # It may quote what a file brought a library to say: at any length, and half of a surrogate pair is no UTF-8.
+        message = message[:MESSAGE_CHARACTERS].encode("utf-8", "replace").decode()
         super().__init__(stage, code, message)  # all three: the exception must survive pickling
         self.failure = Failure(stage, code, message)
 

@@ -33,14 +33,14 @@ _FAILED = pa.schema(
 def begin_retry(setup: Setup, codes: Collection[str], resources: Resources, stream: TextIO) -> FrozenSurvey | None:
     """The new survey of a finished job, or None when nothing failed with one of `codes` (none: with any code).
 
-    Pieces that were cut off did not fail; they are retried when `output_truncated` is among the codes.
+    Pieces that were cut off or whose answer cannot be read did not fail; they are retried when their code is named.
     """
     books = setup.books
     survey = books.survey()
     assert setup.finished is not None, f"{books.output} is not finished: what is left of it comes first"
     assert survey is not None
     epoch = books.claim_epoch()
-    failed = [_failed_pieces(books, setup.kind, shard, codes) for shard in range(survey.shards)]
+    failed = [failed_pieces(books, setup.kind, shard, codes) for shard in range(survey.shards)]
     reopened = _reopen(setup, survey, failed, codes, resources, stream)
     if not reopened and not any(map(len, failed)):
         return None
@@ -81,15 +81,14 @@ def retried_shard(
     return assets, pa.concat_tables(tables)
 
 
-def _failed_pieces(books: Books, kind: Kind, shard: int, codes: Collection[str]) -> pa.Table:
+def failed_pieces(books: Books, kind: Kind, shard: int, codes: Collection[str]) -> pa.Table:
     """The pieces of a shard that are to be read again."""
     data = books.store.read(join(books.output, f"{kind.pieces}/{kind.pieces}-{shard:05d}.parquet"))
     columns = [kind.asset_id, kind.piece_no, "error_code", "attempts"]
     table = pq.read_table(pa.BufferReader(data), columns=[*columns, "status"])
     is_failed = pc.equal(table["status"], "failed")
-    if codes:
-        is_named = pc.is_in(table["error_code"], value_set=pa.array(codes, pa.string()))
-        is_failed = pc.and_(is_named, pc.or_(is_failed, pc.equal(table["status"], "truncated")))
+    if codes:  # of whatever status: what was cut off or cannot be read has a code, too
+        is_failed = pc.is_in(table["error_code"], value_set=pa.array(codes, pa.string()))
     return table.filter(is_failed).select(columns).rename_columns(_FAILED.names).cast(_FAILED)
 
 

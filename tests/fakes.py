@@ -176,6 +176,7 @@ EXCEPTIONS = [
     NotImplementedError("x" * 100_000),
     StopIteration(3),
     OSError(5, "Input/output error"),
+    LookupError("no such chapter: \udcff"),
     UnshowableError(),
     UnpicklableError("no"),
 ]

@@ -106,5 +106,6 @@ def test_its_type_and_text_stand_in_the_row_and_its_stack_in_the_log(tmp_path, c
     assert [page_no for page_no, _ in results] == [1, 2]
     assert {failure.code for _, failure in results} == {ErrorCode.DECODER_ERROR}
     assert results[0][1].message.startswith(type(EXCEPTIONS[number]).__name__)
+    assert all(failure.message.encode() for _, failure in results)  # as the tables hold it
     assert "raise_one" in caplog.text
     assert asset.uri in caplog.text

@@ -11,12 +11,14 @@ from reportlab.pdfgen.canvas import Canvas
 
 from jobs import retry_failed
 from pipeline.audit import audit
+from pipeline.books import Books
 from pipeline.flow import prepare, run
 from pipeline.job import ParseJob
+from pipeline.kinds import VIDEO_KIND
 from pipeline.manifest import Manifest
 from pipeline.records import Asset, Failure, Stage
 from pipeline.records import ErrorCode as Code
-from pipeline.retry import begin_retry, retried_shard
+from pipeline.retry import begin_retry, failed_pieces, retried_shard
 from pipeline.status import job_status
 from pipeline.store import Store
 from pipeline.survey import UNITS, asset_row, cut_units
@@ -141,6 +143,21 @@ def test_an_input_with_another_version_loses_its_old_units_and_keeps_its_place()
     changed, again = retried_shard(assets, units, failed, {0: now}, pages="", bytes_per_token=768)
     assert changed["etag"].to_pylist() == ["v2", "v1"]
     assert [(unit["etag"], unit["first"], unit["last"]) for unit in again.to_pylist()] == [("v1", 1, 2), ("v2", 1, 1)]
+
+
+@pytest.mark.parametrize(
+    ("status", "code"), [("truncated", "output_repeated"), ("unparseable", "unparseable"), ("failed", "decoder_error")]
+)
+def test_windows_are_retried_by_every_code_they_can_have(tmp_path, status, code):
+    ok, other = row_of_window(1, "ok", ""), row_of_window(2, status, code)
+    (tmp_path / "windows").mkdir()
+    pq.write_table(pa.Table.from_pylist([ok, other]), tmp_path / "windows" / "windows-00000.parquet")
+    failed = failed_pieces(Books(Store(), str(tmp_path)), VIDEO_KIND, 0, [code])
+    assert failed["number"].to_pylist() == [2]
+
+
+def row_of_window(number: int, status: str, code: str) -> dict[str, object]:
+    return {"video_id": "v", "window_no": number, "status": status, "error_code": code, "attempts": 1}
 
 
 def test_an_output_without_a_finished_job_is_refused(tmp_path, capsys):
