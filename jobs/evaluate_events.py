@@ -36,14 +36,13 @@ from pipeline.books import Books
 from pipeline.flow import allocated, prepare, run
 from pipeline.job import IndexJob
 from pipeline.lease import hold
+from pipeline.schema import LOG_PROBABILITIES, LOG_PROBABILITY_TOLERANCE, VARYING
 from pipeline.store import Store
 
 SEED = 30_000  # no training run draws from it
 SIZE = (160, 96)
 VIDEO_FPS = 8
 LEAST = 0.95
-LOG_PROBABILITIES = ("mean_logprob", "min_logprob")
-TIMINGS = ("decode_ms", "queue_ms", "infer_ms")  # what no two runs have in common
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,10 +205,10 @@ def found_first(index: EventIndex, truth: Sequence[SampleEvent]) -> int:
 
 
 def differing_tables(first: Path, second: Path) -> list[str]:
-    """The tables that are not equal row for row, with the columns that differ; timings are no part of an index."""
+    """The tables that are not equal row for row, with the columns that differ; what varies is no part of an index."""
     differing = []
     for name in ("videos", "windows", "events", "chapters"):
-        one, other = (_without_timings(pq.read_table(folder / name)) for folder in (first, second))
+        one, other = (_what_stays(pq.read_table(folder / name)) for folder in (first, second))
         if apart := difference(one, other):
             differing.append(f"{name} ({apart})")
     return differing
@@ -218,7 +217,7 @@ def differing_tables(first: Path, second: Path) -> list[str]:
 def difference(one: pa.Table, other: pa.Table) -> str:
     """What sets two tables apart: their schemas, their numbers of rows, or the columns that differ; "" if nothing does.
 
-    Log probabilities may differ by 1e-4: their last bits depend on what was in the batch beside a row."""
+    Log probabilities may differ by LOG_PROBABILITY_TOLERANCE."""
     if one.schema != other.schema:
         return "their schemas"
     if len(one) != len(other):
@@ -228,12 +227,12 @@ def difference(one: pa.Table, other: pa.Table) -> str:
 
 def _is_equal(name: str, one: pa.ChunkedArray, other: pa.ChunkedArray) -> bool:
     if name in LOG_PROBABILITIES:
-        return np.allclose(one, other, rtol=0.0, atol=1e-4)
+        return np.allclose(one, other, rtol=0.0, atol=LOG_PROBABILITY_TOLERANCE)
     return bool(one.equals(other))
 
 
-def _without_timings(table: pa.Table) -> pa.Table:
-    return table.drop_columns([name for name in TIMINGS if name in table.column_names])
+def _what_stays(table: pa.Table) -> pa.Table:
+    return table.drop_columns([name for name in table.column_names if name in VARYING])
 
 
 def report(found: Evaluation, videos: int, answered_by: str) -> str:

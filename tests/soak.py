@@ -25,8 +25,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from reportlab.pdfgen.canvas import Canvas
 
-from jobs.evaluate_events import TIMINGS, difference
+from jobs.evaluate_events import difference
 from pipeline.audit import audit
+from pipeline.schema import VARYING
 from pipeline.store import Store
 from tests.drive import Death, logged
 from tests.grid import Grid, grid
@@ -42,7 +43,6 @@ PROCESSES = {  # as they stand in a process's title or command
 }
 TARGETS = ("driver", "write", "node", *PROCESSES)
 TABLES = {"documents": ("documents", "pages", "blocks"), "videos": ("videos", "windows", "events", "chapters")}
-VARYING = {*TIMINGS, "attempts"}  # columns that tell of the clock and of deaths
 ENDS_ENGINES = {"replica", "rank", "node"}
 # The page that is alone with the third engine that dies is convicted, as it should be: of each driver, no third.
 MAX_DEAD_ENGINES = 2
