@@ -23,6 +23,7 @@ from model.checkpoint import checkpoint_folder, read_stop_token_ids
 from model.config import read_config
 from model.drafts import OVERHEADS, Drafter
 from model.engine_options import DTYPES, EngineOptions
+from model.experts import multiplies_groups_alone
 from model.footprint import LESS_CACHE
 from model.graphs import StepGraphs
 from model.grids import placed_grids
@@ -75,6 +76,11 @@ class Engine:
         if options.cuda_graphs:
             if implementation != "triton":
                 raise ValueError(f"cuda_graphs needs attn_implementation 'triton', not {implementation!r}")
+            if network.config.text.moe and not multiplies_groups_alone(weight):
+                raise ValueError(
+                    f"cuda_graphs with a mixture of experts needs bfloat16 and compute capability 9.x or 10.x, not "
+                    f"{weight.dtype} on {weight.device}: leave cuda_graphs out"
+                )
             graphs = partial(StepGraphs, max_sequences=options.max_batch_size, max_rows=options.max_step_rows)
         logger.info("attention by %s over a cache of %s on %s", implementation, cache_dtype, weight.device)
         num_blocks = cache_tokens(network, options, implementation) // options.block_size

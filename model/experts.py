@@ -12,6 +12,12 @@ from model.config import MoEConfig
 from model.parallel import ALONE, Group
 
 
+def multiplies_groups_alone(weight: Tensor) -> bool:
+    """Whether the device multiplies groups of rows without the host, as a CUDA graph must: torch does so in bfloat16 on
+    compute capability 9.x and 10.x. Elsewhere it copies the sizes of the groups to the host and waits for them."""
+    return weight.dtype == torch.bfloat16 and torch.cuda.get_device_capability(weight.device)[0] in (9, 10)
+
+
 class Experts(nn.Module):
     """The weights of all experts of a layer, gate before up; grouped_mm multiplies each group of rows with its own.
     Each rank has its share of every expert, so that ranks work equally whatever the router likes."""

@@ -4,9 +4,13 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from tiny import random_pair
 
+import model.engine
 from model.config import MoEConfig
-from model.experts import MixtureOfExperts
+from model.engine import Engine
+from model.engine_options import EngineOptions
+from model.experts import MixtureOfExperts, multiplies_groups_alone
 
 MOE = MoEConfig(
     num_experts=9, num_experts_per_tok=3, moe_intermediate_size=24, decoder_sparse_step=1, mlp_only_layers=()
@@ -59,3 +63,30 @@ def test_the_router_decides_in_full_precision(mixture):
 def test_which_layers_are_sparse():
     moe = MoEConfig(4, 2, 8, decoder_sparse_step=2, mlp_only_layers=(3,))
     assert [layer for layer in range(8) if moe.covers(layer)] == [1, 5, 7]
+
+
+@pytest.mark.parametrize(
+    ("dtype", "capability", "alone"),
+    [
+        (torch.bfloat16, (9, 0), True),
+        (torch.bfloat16, (10, 3), True),
+        (torch.bfloat16, (8, 0), False),
+        (torch.bfloat16, (12, 0), False),
+        (torch.float32, (9, 0), False),
+    ],
+)
+def test_groups_are_multiplied_without_the_host_where_torch_has_a_kernel(monkeypatch, dtype, capability, alone):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    assert multiplies_groups_alone(torch.empty(1, dtype=dtype)) is alone
+
+
+@pytest.mark.parametrize(("capability", "moe"), [((8, 0), True), ((8, 0), False), ((9, 0), True)])
+def test_graphs_of_experts_that_wait_for_the_host_are_refused_at_the_start(monkeypatch, tmp_path, capability, moe):
+    """torch cannot be asked here for a GPU: the engine is stopped behind the check, where it sizes its cache."""
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    monkeypatch.setattr(model.engine, "checked_implementation", lambda *choice: "triton")
+    monkeypatch.setattr(model.engine, "cache_tokens", lambda *sizes: 1 / 0)
+    network = random_pair(1, tmp_path, moe=moe).ours.to(torch.bfloat16)
+    refused = moe and capability < (9, 0)
+    with pytest.raises(ValueError if refused else ZeroDivisionError, match=r"experts needs" if refused else "zero"):
+        Engine(network, None, EngineOptions(device="cuda", cuda_graphs=True), frozenset())
