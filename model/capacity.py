@@ -29,7 +29,7 @@ def cache_tokens(network: Qwen3VL, options: EngineOptions, implementation: Atten
     if weight.device.type == "cuda":
         free = budget = _free_cuda_bytes(network, options, implementation)
     else:
-        free = available_bytes() - _cpu_pass_bytes(network, options)
+        free = available_bytes() // network.group.size - _cpu_pass_bytes(network, options)  # ranks share the machine
         least = longest * each if options.max_sequence_tokens else 0
         budget = max(int(free * CPU_MEMORY_SHARE), min(least, free))
     budget = network.group.smallest(budget, weight.device)

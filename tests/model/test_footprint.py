@@ -9,6 +9,7 @@ from model.capacity import cache_tokens
 from model.config import parse_config
 from model.engine_options import EngineOptions
 from model.footprint import available_bytes, token_bytes, weight_bytes
+from model.parallel import Group
 from model.qwen3_vl import empty_model
 from tests.official import BYTES
 from tests.official_files import SIZES, config_json, tensors_of
@@ -51,6 +52,16 @@ def test_a_cache_on_a_cpu_grows_with_the_memory_up_to_what_the_batch_can_use(net
     monkeypatch.setattr(model.capacity, "available_bytes", lambda: 10**13)
     options = EngineOptions(max_sequence_tokens=PAGE, max_batch_size=8)
     assert cache_tokens(network, options, "sdpa") == 8 * PAGE
+
+
+@pytest.mark.parametrize("size", [2, 4, 8])
+def test_the_ranks_of_a_cpu_together_take_no_more_than_their_share_of_the_machine(monkeypatch, size):
+    monkeypatch.setattr(model.capacity, "available_bytes", lambda: 10**11)
+    config = config_of("8B-Instruct")
+    network = empty_model(config, device="meta", dtype=torch.bfloat16, group=Group(0, size))
+    options = EngineOptions(max_sequence_tokens=20 * PAGE, tensor_parallel=size)
+    held = cache_tokens(network, options, "sdpa") * token_bytes(config, 2, ranks=size) * size
+    assert held <= 10**11 * model.capacity.CPU_MEMORY_SHARE
 
 
 def test_a_page_for_which_there_is_no_room_is_refused_with_what_to_give(network, monkeypatch):
