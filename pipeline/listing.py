@@ -18,7 +18,7 @@ from typing import Any, BinaryIO
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.records import Asset, BadInput, ErrorCode, Failure, Stage
+from pipeline.records import Asset, BadInput, ErrorCode, Failure, Stage, printable
 from pipeline.store import Store, absolute, join
 
 Entry = Asset | tuple[Asset, Failure]
@@ -83,7 +83,7 @@ def _no_inputs(source: str) -> NoInputs:
 
 def _entry(asset: Asset) -> Entry:
     """The asset of a listing, with what is wrong with it when that can be seen from here."""
-    printable = _printable(asset.uri)
+    printable = printable(asset.uri)
     if printable != asset.uri:
         message = "its name is not valid UTF-8 and cannot stand in a table; rename it"
         return Asset(printable, 0, "", asset.user), Failure(Stage.LIST, ErrorCode.UNSUPPORTED_TYPE, message)
@@ -134,7 +134,7 @@ def _manifest(store: Store, source: str) -> Iterator[Entry]:
     def look_up(row: _ManifestRow) -> Entry:
         uri, user = row
         asset = Asset(uri, 0, "", tuple((column, user.get(column, "")) for column in columns))
-        if uri != _printable(uri):
+        if uri != printable(uri):
             return _entry(asset)
         try:
             return replace(store.stat(uri), user=asset.user)
@@ -187,12 +187,7 @@ def _text(value: Any) -> str:
     """A value of the user's own column as a string: "" for none, JSON for lists, structures and booleans."""
     if value is None:
         return ""
-    return _printable(json.dumps(value, default=str) if isinstance(value, (list, dict, bool)) else str(value))
-
-
-def _printable(text: str) -> str:
-    """The text without what UTF-8 cannot hold (bytes of a file name that never were UTF-8)."""
-    return text.encode("utf-8", "backslashreplace").decode()
+    return printable(json.dumps(value, default=str) if isinstance(value, (list, dict, bool)) else str(value))
 
 
 def _parsed(file: BinaryIO, extension: str) -> Iterator[dict[str, Any]]:

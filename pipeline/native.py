@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from functools import lru_cache
 
 from pipeline.documents import DocumentInfo, DocumentOptions, inspect, read_pages
-from pipeline.records import Asset, BadInput, ErrorCode, Failure, Page, Stage, Window
+from pipeline.records import Asset, BadInput, ErrorCode, Failure, Page, Stage, Window, printable
 from pipeline.store import Store, StoreOptions
 from pipeline.video_windows import VideoOptions
 from pipeline.videos import VideoInfo, inspect_video, read_windows
@@ -67,7 +67,7 @@ def _described(error: Exception) -> str:
 def log_unforeseen(error: BadInput, uri: str) -> None:
     """The child's stack of a `decoder_error`, which the exception brings along as a note."""
     if error.failure.code == ErrorCode.DECODER_ERROR:
-        logger.warning("%s: %s\n%s", uri, error, "\n".join(getattr(error, "__notes__", ())))
+        logger.warning("%s", printable(f"{uri}: {error}\n" + "\n".join(getattr(error, "__notes__", ()))))
 
 
 @lru_cache(maxsize=8)  # of the videos whose units come one after the other

@@ -117,13 +117,17 @@ class BadInput(Exception):  # noqa: N818 - a state of the input, not an error of
     """An input (or one page of it) cannot be processed: it becomes a row, never a crash."""
 
     def __init__(self, stage: Stage, code: ErrorCode, message: str) -> None:
-        # It may quote what a file brought a library to say: at any length, and half of a surrogate pair is no UTF-8.
-        message = message[:MESSAGE_CHARACTERS].encode("utf-8", "replace").decode()
+        message = printable(message)[:MESSAGE_CHARACTERS]  # it may quote what a file brought a library to say
         super().__init__(stage, code, message)  # all three: the exception must survive pickling
         self.failure = Failure(stage, code, message)
 
     def __str__(self) -> str:
         return f"{self.failure.stage}: {self.failure.code}: {self.failure.message}"
+
+
+def printable(text: str) -> str:
+    """The text with what UTF-8 cannot hold written as escapes: halves of surrogate pairs, bytes of a file's name."""
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def stable_id(*parts: str) -> str:

@@ -108,4 +108,5 @@ def test_its_type_and_text_stand_in_the_row_and_its_stack_in_the_log(tmp_path, c
     assert results[0][1].message.startswith(type(EXCEPTIONS[number]).__name__)
     assert all(failure.message.encode() for _, failure in results)  # as the tables hold it
     assert "raise_one" in caplog.text
+    assert caplog.text.encode()  # as a terminal and a log file want it
     assert asset.uri in caplog.text
