@@ -83,10 +83,10 @@ def _no_inputs(source: str) -> NoInputs:
 
 def _entry(asset: Asset) -> Entry:
     """The asset of a listing, with what is wrong with it when that can be seen from here."""
-    printable = printable(asset.uri)
-    if printable != asset.uri:
+    named = printable(asset.uri)
+    if named != asset.uri:
         message = "its name is not valid UTF-8 and cannot stand in a table; rename it"
-        return Asset(printable, 0, "", asset.user), Failure(Stage.LIST, ErrorCode.UNSUPPORTED_TYPE, message)
+        return Asset(named, 0, "", asset.user), Failure(Stage.LIST, ErrorCode.UNSUPPORTED_TYPE, message)
     if not asset.etag:
         return asset, Failure(Stage.LIST, ErrorCode.NOT_FOUND, "is a link to nothing")
     return asset
