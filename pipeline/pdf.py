@@ -17,7 +17,7 @@ import pypdfium2.raw as pdfium_c
 from numpy.typing import NDArray
 from PIL import Image
 
-from pipeline.pdf_structure import PageEntry, read_structure
+from pipeline.pdf_structure import PageEntry, PdfStructure, read_structure
 from pipeline.pdf_text import lacks_fonts, remove_hidden, turn_of, words_of
 from pipeline.pixels import WHOLE_PAGE, PixelBudget, cut_page, make_page, overview_size
 from pipeline.records import BadInput, Box, ErrorCode, Page, Stage
@@ -46,12 +46,11 @@ class PdfFile:
         self._access = pdfium_c.FPDF_FILEACCESS()
         self._access.m_FileLen = file.seek(0, 2)
         self._access.m_GetBlock = type(self._access.m_GetBlock)(self._read_block)
-        self._pdf = pdfium.PdfDocument(self._load(passwords))
-        self.encrypted: bool = pdfium_c.FPDF_GetSecurityHandlerRevision(self._pdf) != -1
-        self.attachments: int = max(0, pdfium_c.FPDFDoc_GetAttachmentCount(self._pdf))
-        self.structure = read_structure(file, passwords)
-        if self.structure.mended is not None:
-            self._reopen(self.structure.mended)
+        self._pdf, self.structure = self._open(passwords)
+        self.encrypted: bool = self.structure.is_encrypted or pdfium_c.FPDF_GetSecurityHandlerRevision(self._pdf) != -1
+        self._is_damaged = self.structure.is_rebuilt or not pdfium_c.FPDF_DocumentHasValidCrossReferenceTable(self._pdf)
+        self._named_files = max(0, pdfium_c.FPDFDoc_GetAttachmentCount(self._pdf))
+        self.attachments: int = self._named_files + self.structure.pinned_files
         form_type = self._pdf.get_formtype()
         self.has_forms: bool = form_type != pdfium_c.FORMTYPE_NONE
         self.has_xfa: bool = form_type in (pdfium_c.FORMTYPE_XFA_FULL, pdfium_c.FORMTYPE_XFA_FOREGROUND)
@@ -59,7 +58,8 @@ class PdfFile:
             self._prepare_forms()
         if len(self._pdf) < 1:
             self.close()
-            raise BadInput(Stage.OPEN, ErrorCode.NO_PAGES, "the PDF has no pages")
+            files = f" of its own but {self.attachments} attached files" if self.attachments else ""
+            raise BadInput(Stage.OPEN, ErrorCode.NO_PAGES, f"the PDF has no pages{files}")
         self._restore_lost_crops()
 
     def __enter__(self) -> Self:
@@ -88,14 +88,19 @@ class PdfFile:
         for index in range(len(self._pdf)):
             found = pdfium_c.FPDF_GetPageSizeByIndexF(self._pdf, index, size)
             usable = found and not _size_problem(size.width, size.height)
-            unit = self._entry(index).user_unit
-            sizes.append((size.width * unit, size.height * unit) if usable else (0.0, 0.0))
+            entry = self._entry(index)
+            unit = entry.user_unit
+            sizes.append((size.width * unit, size.height * unit) if usable and not entry.damage else (0.0, 0.0))
         self._raise_read_error()
         return tuple(sizes)
 
     def read_page(self, page_no: int, budget: PixelBudget) -> Page:
         """Page `page_no`, 1-based. Raises BadInput (stage render) when this page cannot be read."""
         started = time.perf_counter()
+        entry = self._entry(page_no - 1)
+        if entry.damage:
+            message = f"page {page_no} of {len(self)}: {entry.damage}"
+            raise BadInput(Stage.RENDER, ErrorCode.PAGE_LOAD_FAILED, message)
         try:
             page = self._pdf.get_page(page_no - 1)
         except pdfium.PdfiumError as error:
@@ -106,7 +111,7 @@ class PdfFile:
             width, height = page.get_size()
             if problem := _size_problem(width, height):
                 raise BadInput(Stage.RENDER, problem, f"page {page_no} measures {width:g} x {height:g} points")
-            unit = self._entry(page_no - 1).user_unit
+            unit = entry.user_unit
             tile_boxes = _tile_boxes(page, budget)
             tiles = [_render_tile(page, box, budget) for box in tile_boxes]
             remove_hidden(page, self.structure.hidden_layers)
@@ -132,8 +137,9 @@ class PdfFile:
             ("has_forms", pdfium_c.FPDF_ANNOT_WIDGET in annotations),
             ("has_xfa", self.has_xfa),
             ("needs_rendering", self.structure.needs_rendering),
-            ("attachments", self.attachments > 0 or pdfium_c.FPDF_ANNOT_FILEATTACHMENT in annotations),
+            ("attachments", self._named_files > 0 or pdfium_c.FPDF_ANNOT_FILEATTACHMENT in annotations),
             ("page_tree_broken", self.structure.is_broken),
+            ("file_damaged", self._is_damaged),
             (turn, bool(turn)),
         ]
         return [flag for flag, is_set in flags if is_set]
@@ -152,12 +158,26 @@ class PdfFile:
                     pdfium_c.FPDFPage_SetCropBox(page, *entry.lost_crop)
                     pdfium_c.FPDF_ClosePage(page)
 
-    def _reopen(self, data: bytes) -> None:
-        """With the same file mended. It is no longer encrypted."""
-        self._pdf.close()
-        self._file = io.BytesIO(data)
-        self._access.m_FileLen = len(data)
-        self._pdf = pdfium.PdfDocument(self._load(()))
+    def _open(self, passwords: Sequence[str]) -> tuple[pdfium.PdfDocument, PdfStructure]:
+        """By PDFium what QPDF mended, where it had to: that is no longer encrypted."""
+        problem, pdf = None, None
+        try:
+            pdf = pdfium.PdfDocument(self._load(passwords))
+        except BadInput as error:
+            if error.failure.code is not ErrorCode.CORRUPT:
+                raise
+            problem = error
+        structure = read_structure(self._file, passwords, is_cut=problem is not None)
+        if structure.mended is not None:
+            if pdf is not None:
+                pdf.close()
+            self._file = io.BytesIO(structure.mended)
+            self._access.m_FileLen = len(structure.mended)
+            pdf = pdfium.PdfDocument(self._load(()))
+        if pdf is None:
+            assert problem is not None
+            raise problem
+        return pdf, structure
 
     def _load(self, passwords: Sequence[str]) -> pdfium_c.FPDF_DOCUMENT:
         for password in (None, *passwords):

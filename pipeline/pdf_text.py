@@ -84,7 +84,7 @@ def turn_of(page: pdfium.PdfPage) -> str:
             if not _clean(pdfium_c.FPDFText_GetUnicode(textpage, index)):
                 continue
             angle = math.degrees(pdfium_c.FPDFText_GetCharAngle(textpage, index)) + page.get_rotation()  # clockwise
-            quarter = round(angle / 90)
+            quarter = round(angle / 90) if math.isfinite(angle) else 0
             quarters[quarter % 4 if abs(angle - 90 * quarter) < 20 else -1] += 1
     characters = quarters.total()
     if characters < _TURN_MIN_CHARACTERS:

@@ -83,7 +83,9 @@ PAGES = pa.schema(
         _column("page_label", _STRING, 'page number as printed, by the PDF\'s page labels; "" without'),
         _column("status", _STRING, "ok, blank, truncated, failed or skipped"),
         *ERROR_COLUMNS,
-        _column("flags", _list(_STRING), "peculiarities, like box_repaired, missing_fonts or empty_output"),
+        _column(
+            "flags", _list(_STRING), "peculiarities, like box_repaired, missing_fonts, file_damaged or empty_output"
+        ),
         _column("width_pt", _DOUBLE, "width of the upright page in points; an image's pixels count as points"),
         _column("height_pt", _DOUBLE, "its height"),
         _column("rotation", _INT16, "degrees clockwise that made it upright"),

@@ -26,7 +26,7 @@ DOORS = {
 ONE_ROOM = {  # foreign libraries that one room alone (or two) may know, pipeline and model only
     "boto3": {"pipeline.store"},
     "botocore": {"pipeline.store"},
-    "pikepdf": {"pipeline.pdf_structure"},
+    "pikepdf": {"pipeline.pdf_layers", "pipeline.pdf_structure", "pipeline.pdf_tree"},
     "pypdfium2": {"pipeline.pdf", "pipeline.pdf_text"},
     "tifffile": {"pipeline.tiff_rare"},
 }

@@ -192,12 +192,15 @@ def test_broken_utf16_in_metadata_and_labels_is_replaced() -> None:
         assert pdf.read_page(1, BUDGET).facts.label == "A\ufffdB"
 
 
-def test_what_is_no_page_is_not_counted_and_the_others_say_so() -> None:
+def test_a_page_whose_object_is_damaged_keeps_its_place_and_the_others_say_so() -> None:
     data = pdf_bytes([PdfPage(content=text(f"page{i}", 50, 400)) for i in (1, 2, 3)])
     data = data.replace(b"6 0 obj\n<</Type /Page ", b"6 0 obj\n(/Type) /Page  ")
     with PdfFile(io.BytesIO(data)) as pdf:
-        assert len(pdf) == 2
-        pages = [pdf.read_page(page_no, BUDGET).facts for page_no in (1, 2)]
+        assert len(pdf) == 3
+        with pytest.raises(BadInput, match="object 6 is damaged") as caught:
+            pdf.read_page(2, BUDGET)
+        assert caught.value.failure.code == "page_load_failed"
+        pages = [pdf.read_page(page_no, BUDGET).facts for page_no in (1, 3)]
         assert [word.text for page in pages for word in page.words] == ["page1", "page3"]
         assert [page.flags for page in pages] == [("page_tree_broken",)] * 2
 

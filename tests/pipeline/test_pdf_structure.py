@@ -1,13 +1,14 @@
 """PDFs whose structure says other than their pages: page trees, boxes, units, layers, attachments, forms."""
 
 import io
+import re
 from collections.abc import Sequence
 
 import pikepdf
 import pytest
 
 from pipeline.documents import DocumentInfo, DocumentOptions, inspect, read_pages
-from pipeline.records import Page
+from pipeline.records import BadInput, Page
 from tests.pipeline.document_files import PdfPage, ink_box, largest_difference, pdf_bytes, pdf_of, text
 
 OPTIONS = DocumentOptions(max_tokens=256)
@@ -73,6 +74,17 @@ TREES = {
         f"<</Type /Pages /Kids [{ALL}] /Count 4>>",
     ),
     "a tree that leads nowhere": tree("<</Type /Pages /Kids [] /Count 4>>"),
+    "a page for a tree": tree("").replace(b"/Pages 2 0 R", b"/Pages 4 0 R"),
+    "pages that call themselves otherwise": tree(
+        f"<</Type /Pages /Kids [{ALL}] /Count 4>>", page="/Type /Pge /MediaBox [0 0 612 792]"
+    ),
+    "pages that call themselves nodes": tree(
+        f"<</Type /Pages /Kids [{ALL}] /Count 4>>", page="/Type /Pages /MediaBox [0 0 612 792]"
+    ),
+    "pages with kids": tree(
+        f"<</Type /Pages /Kids [{ALL}] /Count 4>>", page="/Type /Page /Kids [] /MediaBox [0 0 612 792]"
+    ),
+    "an object that is null": tree(f"<</Type /Pages /Kids [12 0 R {ALL}] /Count 5>>", "null"),
 }
 
 
@@ -102,6 +114,73 @@ def test_a_sound_tree_is_not_called_broken(data: bytes) -> None:
     info, pages = read(data)
     assert words(pages) == ["one", "two", "three", "four"]
     assert not info.page_tree_broken
+
+
+SOUND = tree(f"<</Type /Pages /Kids [{ALL}] /Count 4>>")
+
+
+def told(data: bytes) -> list[str]:
+    """The words of each page, or the code of what keeps it from being read."""
+    info = inspect(io.BytesIO(data), OPTIONS)
+    results = list(read_pages(io.BytesIO(data), range(1, len(info.page_sizes) + 1), OPTIONS))
+    return [words([result])[0] if isinstance(result, Page) else result[1].code for result in results]
+
+
+def damaged(how: str) -> bytes:
+    """The file with the page that says "three" made unreadable, nothing moved."""
+    start = SOUND.index(b"8 0 obj")
+    end = SOUND.index(b"endobj", start)
+    first, last, filling = {
+        "zeros": (start, end + 6, b"\0"),
+        "its head": (start, start + 7, b"\0"),
+        "its dictionary": (start + 8, end, b" "),
+        "its end": (start + 40, end + 6, b"\0"),
+        "other text": (start + 8, end, b"@"),
+    }[how]
+    return SOUND[:first] + filling * (last - first) + SOUND[last:]
+
+
+@pytest.mark.parametrize("how", ["zeros", "its head", "its dictionary", "its end", "other text"])
+def test_a_page_whose_object_is_damaged_is_a_failed_page_in_its_place(how: str) -> None:
+    assert told(damaged(how)) == ["one", "two", "page_load_failed", "four"]
+
+
+@pytest.mark.parametrize("case", ["null kids and the right count", "pages that call themselves otherwise", "no count"])
+@pytest.mark.parametrize("table", ["no table", "a wrong place of the table"])
+def test_a_broken_tree_in_a_file_without_its_table_is_read_too(case: str, table: str) -> None:
+    data = TREES[case]
+    data = data[: data.rindex(b"xref\n0")] if table == "no table" else re.sub(rb"(startxref\n)\d+", rb"\g<1>12", data)
+    _, pages = read(data)
+    assert words(pages) == ["one", "two", "three", "four"]
+    assert all("file_damaged" in page.facts.flags for page in pages)
+    assert "file_damaged" not in read(TREES[case])[1][0].facts.flags
+
+
+@pytest.mark.parametrize(
+    ("place", "left"),
+    [
+        (b"trailer", ["one", "two", "three", "four"]),
+        (b"10 0 obj", ["one", "two", "three", "page_load_failed"]),
+        (b"9 0 obj", ["one", "two", "page_load_failed", "page_load_failed"]),
+        (b"6 0 obj", ["one", "page_load_failed", "page_load_failed", "page_load_failed"]),
+    ],
+)
+def test_of_a_file_that_is_cut_off_every_page_is_read_or_failed(place: bytes, left: list[str]) -> None:
+    """What is left is what MuPDF reads as well; PDFium opens none of these."""
+    assert told(SOUND[: SOUND.index(place)]) == left
+
+
+def test_a_file_cut_off_before_its_first_page_is_corrupt_and_says_what_may_help() -> None:
+    with pytest.raises(BadInput, match="qpdf") as caught:
+        read(SOUND[: SOUND.index(b"4 0 obj")])
+    assert caught.value.failure.code == "corrupt"
+
+
+def test_a_page_at_a_wrong_place_of_the_table_is_found() -> None:
+    place = SOUND.index(b"8 0 obj")
+    for wrong in (place + 3, 99999, SOUND.index(b"3 0 obj")):
+        data = SOUND.replace(b"%010d 00000 n" % place, b"%010d 00000 n" % wrong)
+        assert told(data) == ["one", "two", "three", "four"]
 
 
 def test_pages_of_a_mended_tree_keep_what_they_had_from_above() -> None:
@@ -165,7 +244,8 @@ def layered(config: str, content: str, *, membership: str = "null") -> bytes:
         membership,
     ]
     data = pdf_bytes([PdfPage(entries, content)], catalog=catalog, more_objects=more)
-    return data.replace(b"/Resources <</Font <</F1 3 0 R>>>> /Contents", b"/Contents", 1)
+    own = b"/Resources <</Font <</F1 3 0 R>>>>"
+    return data.replace(own + b" /Contents", b" " * len(own) + b" /Contents", 1)
 
 
 BOTH = (
@@ -209,6 +289,51 @@ def test_text_that_a_membership_of_layers_hides_is_not_told(policy: str, told: s
     assert page.facts.is_blank == (told == "")
 
 
+@pytest.mark.parametrize(
+    ("membership", "told"),
+    [
+        ("/VE [/Not 6 0 R]", "Member"),
+        ("/VE [/Not 7 0 R]", ""),
+        ("/VE [/And 6 0 R 7 0 R]", ""),
+        ("/VE [/Or 6 0 R 7 0 R]", "Member"),
+        ("/VE [/And [/Not 6 0 R] 7 0 R]", "Member"),
+        ("/VE [/Not [/Or 6 0 R 7 0 R]]", ""),
+        ("/VE [/Not 6 0 R] /OCGs 6 0 R", "Member"),
+    ],
+)
+@pytest.mark.parametrize("is_inline", [False, True])
+def test_text_that_an_expression_of_layers_hides_is_not_told(membership: str, told: str, is_inline: bool) -> None:
+    whole = f"<</Type /OCMD {membership}>>"
+    data = layered("/OFF [6 0 R]", f"/OC /oc3 BDC {text('Member', 72, 600)} EMC", membership=whole)
+    if is_inline:
+        data = data.replace(b"/oc3 8 0 R", b"/oc3 " + whole.encode())
+    _, (page,) = read(data)
+    assert words([page]) == [told]
+    assert page.facts.is_blank == (told == "")
+
+
+@pytest.mark.parametrize(
+    ("config", "state", "is_hidden"),
+    [
+        ("", "OFF", False),
+        ("/AS [<</Event /View /Category [/View] /OCGs [6 0 R]>>]", "OFF", True),
+        ("/AS [<</Event /Print /Category [/Print] /OCGs [6 0 R]>>]", "OFF", False),
+        ("/OFF [6 0 R]", "ON", True),
+        ("/OFF [6 0 R] /AS [<</Event /View /Category [/View] /OCGs [6 0 R]>>]", "ON", False),
+    ],
+)
+def test_the_usage_of_a_layer_counts_only_where_it_is_applied(config: str, state: str, is_hidden: bool) -> None:
+    data = layered(config, f"/OC /oc1 BDC {text('Draft', 72, 600)} EMC")
+    _, (page,) = read(data.replace(b"/ViewState /OFF", f"/ViewState /{state}".ljust(15).encode()))
+    assert (page.facts.is_blank, words([page])) == (is_hidden, ["" if is_hidden else "Draft"])
+
+
+@pytest.mark.parametrize("name", ["<FEFF00C400E4>", "(\\344)", "()", f"({'long ' * 60})"])
+def test_a_layer_that_is_off_may_have_any_name(name: str) -> None:
+    data = layered("/OFF [6 0 R]", BOTH).replace(b"(Draft)", name.encode())
+    assert words(read(data)[1]) == ["Final words Always"]
+
+
 def test_of_two_layers_of_one_name_the_one_that_is_off_is_not_told() -> None:
     assert words(read(layered("/OFF [6 0 R]", BOTH).replace(b"(Draft)", b"(Final)"))[1]) == ["Final words Always"]
 
@@ -250,7 +375,8 @@ def test_attached_files_are_counted_and_the_page_is_read() -> None:
 def test_a_file_attached_to_a_place_on_a_page_is_flagged_on_that_page() -> None:
     pin = "/Annots [<</Type /Annot /Subtype /FileAttachment /Rect [10 10 20 20] /FS <</Type /Filespec /F (a)>>>>]"
     pages = [PdfPage(content=text("plain", 72, 700)), PdfPage(f"/MediaBox [0 0 612 792] {pin}", text("pin", 72, 700))]
-    _, read_back = read(pdf_bytes(pages))
+    info, read_back = read(pdf_bytes(pages))
+    assert info.attachments == 1
     assert ["attachments" in page.facts.flags for page in read_back] == [False, True]
 
 
