@@ -12,7 +12,7 @@ from typing import TypeVar
 
 from ray.exceptions import ObjectStoreFullError, OutOfDiskError, RayTaskError
 
-from jobs.cluster import connected
+from jobs.cluster import connected, this_machine
 from pipeline.flow import Setup, Superseded, allocated, find_survey, prepare, run
 from pipeline.job import CHECKOUT, DEMO_MODEL, IndexJob, Job, ParseJob, resolve_model
 from pipeline.lease import Occupied, hold
@@ -58,7 +58,7 @@ def run_job(
     """
     try:
         job = make()
-        setup = prepare(job)
+        setup = prepare(job, this_machine())
     except NoInputs as error:
         if not (error.is_routine if flags.allow_empty is None else flags.allow_empty):
             return _refuse(name, error)

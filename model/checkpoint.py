@@ -2,6 +2,8 @@
 
 import json
 import re
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +41,19 @@ UNSERVED = {
     "guidance_scale": (None, 1, 1.0),
     "min_new_tokens": (None, 0),
 }
+
+
+@dataclass(frozen=True, slots=True)
+class LoadProgress:
+    """How much of a checkpoint is in the model."""
+
+    tensors: int
+    tensors_total: int
+    num_bytes: int  # on disk
+    num_bytes_total: int
+
+
+Report = Callable[[LoadProgress], None]
 
 
 def checkpoint_folder(model: str) -> Path:

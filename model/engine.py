@@ -19,7 +19,7 @@ import torch
 from model.attention import check_block_size, checked_implementation
 from model.cache import BlockPool
 from model.capacity import cache_tokens
-from model.checkpoint import checkpoint_folder, read_stop_token_ids
+from model.checkpoint import Report, checkpoint_folder, read_stop_token_ids
 from model.config import read_config
 from model.drafts import OVERHEADS, Drafter
 from model.engine_options import DTYPES, EngineOptions
@@ -116,15 +116,20 @@ class Engine:
         self._stats = EngineStats(max_batch_size=options.max_batch_size)
 
     @classmethod
-    def from_pretrained(cls, model: str, options: EngineOptions | None = None) -> "Engine":
-        """The engine of a folder or hub id. Raises ValueError for a checkpoint or options that cannot be run."""
+    def from_pretrained(
+        cls, model: str, options: EngineOptions | None = None, report: Report | None = None
+    ) -> "Engine":
+        """The engine of a folder or hub id; `report` hears how far loading is (`model.checkpoint.LoadProgress`).
+
+        Raises ValueError for a checkpoint or options that cannot be run.
+        """
         options = options or EngineOptions()
         folder = checkpoint_folder(model)
         read_config(folder).check_tensor_parallel(options.tensor_parallel)
         options.check_device()
         followers = Followers(options.tensor_parallel, options.device, _follow, folder, options)
         try:
-            network = _load(folder, options, followers.group)
+            network = _load(folder, options, followers.group, report)
             followers.wait("loaded")
         except BaseException:
             followers.close()
@@ -359,7 +364,7 @@ def find_think_token_ids(tokenizer: Any) -> ThinkTokenIds | None:
     return None if None in tags else ThinkTokenIds(*tags)
 
 
-def _load(folder: Path, options: EngineOptions, group: Group) -> Qwen3VL:
+def _load(folder: Path, options: EngineOptions, group: Group, report: Report | None = None) -> Qwen3VL:
     """The share of the rank that `group` is seen from."""
     device = rank_device(options.device, group.rank) if group.size > 1 else torch.device(options.device)
     dtype = DTYPES[options.dtype] if options.dtype else None
@@ -374,6 +379,7 @@ def _load(folder: Path, options: EngineOptions, group: Group) -> Qwen3VL:
         rope_scaling_factor=options.rope_scaling_factor,
         quantization=options.quantization,
         group=group,
+        report=report,
     )
     pack_weights(network)
     return network

@@ -67,12 +67,15 @@ def token_bytes(config: ModelConfig, element_bytes: int, *, ranks: int = 1) -> i
 def pass_bytes(config: ModelConfig, element_bytes: int, *, step_tokens: int, image_tokens: int, rows: int) -> int:
     """About what the largest pass needs beside weights and cache: the tower over an image of `image_tokens`, then the
     decoder over `step_tokens`, then `rows` rows of logits, which are also held in float32. Attention writes no scores
-    worth counting."""
+    worth counting. 1.1 to 2 times what is alive at once, for allocators keep more than that."""
     vision, text = config.vision, config.text
     patches = image_tokens * vision.spatial_merge_size**2
     tower = patches * (8 * vision.hidden_size + 2 * vision.intermediate_size) * element_bytes
-    inner = text.moe.moe_intermediate_size * text.moe.num_experts_per_tok if text.moe else text.intermediate_size
-    decoder = step_tokens * (8 * text.hidden_size + 3 * inner) * element_bytes
+    tower += patches * 6 * vision.hidden_size * 4  # positions, and queries and keys while they are rotated: float32
+    inner = 3 * text.intermediate_size
+    if text.moe:  # each token once for each of its experts
+        inner = text.moe.num_experts_per_tok * (3 * text.hidden_size + 2 * text.moe.moe_intermediate_size)
+    decoder = step_tokens * (8 * text.hidden_size + inner) * element_bytes
     return max(tower, decoder) + rows * text.vocab_size * (element_bytes + 8)
 
 

@@ -14,8 +14,9 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from model.checkpoint import WEIGHT_INDEX, checkpoint_folder, weight_files
+from model.checkpoint import WEIGHT_INDEX, LoadProgress, Report, checkpoint_folder, weight_files
 from model.config import ModelConfig, extended, read_config
+from model.footprint import available_bytes, weight_bytes
 from model.fp8 import FP8, dequantise, multiplies_fp8_blocks, quantise, scale_shape
 from model.parallel import ALONE, Cut, Group, cuts_of
 from model.qwen3_vl import Qwen3VL, empty_model
@@ -79,27 +80,42 @@ def from_pretrained(
     rope_scaling_factor: float | None = None,
     quantization: Quantization | None = None,
     group: Group = ALONE,
+    report: Report | None = None,
 ) -> Qwen3VL:
     """The model of a folder or hub id, in evaluation mode; `dtype` None keeps the checkpoint's own. With a `group`,
     this rank's share of it.
 
     `max_context` and `rope_scaling_factor` as in `config.extended`. `quantization` "fp8" rounds the decoder's matrices
-    to what an FP8 checkpoint would hold.
+    to what an FP8 checkpoint would hold. `report` is called before the first tensor and after each.
 
-    Raises ValueError that names the tensors which are missing, extra or of another shape, and for a group whose size
-    the model does not divide by.
+    Raises ValueError that names the tensors which are missing, extra or of another shape, for a group whose size the
+    model does not divide by, and for weights that are larger than the memory a CPU has left.
     """
     folder = checkpoint_folder(model)
     config = extended(read_config(folder), max_context, rope_scaling_factor)
+    dtype = dtype or getattr(torch, config.dtype)
+    if torch.device(device).type == "cpu":
+        _check_memory(model, config, dtype, group)
     network = empty_model(
         config,
         device=device,
-        dtype=dtype or getattr(torch, config.dtype),
+        dtype=dtype,
         fp8=_keeps_fp8(config, device, quantization, group),
         group=group,
     )
-    load_weights(network, folder, expert_layout, quantization)
+    load_weights(network, folder, expert_layout, quantization, report)
     return network.eval().requires_grad_(False)
+
+
+def _check_memory(model: str, config: ModelConfig, dtype: torch.dtype, group: Group) -> None:
+    """Before the first byte is read: the system would end the process in the middle of it."""
+    needed, free = weight_bytes(config, dtype.itemsize, ranks=group.size), available_bytes() // group.size
+    if needed > free:
+        name = str(dtype).removeprefix("torch.")
+        raise ValueError(
+            f"the weights of {model} in {name} take {needed / 1e9:.1f} GB of memory, and {free / 1e9:.1f} GB are free"
+            f"{' for each rank' if group.size > 1 else ''}: give dtype bfloat16, a smaller model, or more memory"
+        )
 
 
 def _keeps_fp8(
@@ -118,7 +134,11 @@ def _keeps_fp8(
 
 
 def load_weights(
-    network: Qwen3VL, folder: Path, expert_layout: ExpertLayout = "auto", quantization: Quantization | None = None
+    network: Qwen3VL,
+    folder: Path,
+    expert_layout: ExpertLayout = "auto",
+    quantization: Quantization | None = None,
+    report: Report | None = None,
 ) -> None:
     """Fills `network` from `folder`: model.safetensors, or the files of model.safetensors.index.json.
 
@@ -128,8 +148,9 @@ def load_weights(
     """
     stored, targets, scale_names = plan_load(network, folder, expert_layout)
     scales = {scale_names[name]: value.clone() for name, value in _read(stored, list(scale_names))}
+    names = [name for name in targets if name in stored]
     with torch.no_grad():
-        for name, value in _read(stored, [name for name in targets if name in stored]):
+        for name, value in _reported(_read(stored, names), stored, names, report):
             target = targets[name]
             device = target.tensor.device
             if target.tensor.dtype == FP8:
@@ -248,6 +269,20 @@ def _read(stored: Mapping[str, Stored], names: list[str]) -> Iterator[tuple[str,
             with safe_open(path, framework="pt") as tensors:
                 for name in batch:
                     yield name, tensors.get_tensor(name)
+
+
+def _reported(
+    tensors: Iterator[tuple[str, Tensor]], stored: Mapping[str, Stored], names: list[str], report: Report | None
+) -> Iterator[tuple[str, Tensor]]:
+    progress = LoadProgress(0, len(names), 0, sum(stored[name].num_bytes for name in names))
+    if report:
+        report(progress)
+    for name, value in tensors:
+        yield name, value
+        read = progress.num_bytes + stored[name].num_bytes
+        progress = replace(progress, tensors=progress.tensors + 1, num_bytes=read)
+        if report:
+            report(progress)
 
 
 def _differences(

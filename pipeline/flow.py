@@ -3,6 +3,7 @@
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from typing import TextIO, cast
 
@@ -25,7 +26,7 @@ from pipeline.progress import Progress
 from pipeline.prompts import PagePrompt, VideoPrompt, page_prompt, video_prompt
 from pipeline.read import read_units
 from pipeline.replica import Engine, EngineLoader
-from pipeline.resources import STEP_TOKENS, Cluster, Load, Resources, allocate, check_memory
+from pipeline.resources import STEP_TOKENS, Cluster, Load, Resources, allocate, with_memory
 from pipeline.rows import Receipt, ReplicaLoad
 from pipeline.sink import SinkOptions
 from pipeline.store import Store
@@ -55,8 +56,9 @@ class Setup:
     finished: Manifest | None  # of a job that is done
 
 
-def prepare(job: ParseJob | IndexJob) -> Setup:
-    """Checks the job against its checkpoint and what its output was begun with, and lists the inputs.
+def prepare(job: ParseJob | IndexJob, cluster: Cluster | None = None) -> Setup:
+    """Checks the job against its checkpoint, what its output was begun with, and what the `cluster` will have where
+    that is known before Ray is started; then lists the inputs.
 
     Raises ValueError.
     """
@@ -77,6 +79,9 @@ def prepare(job: ParseJob | IndexJob) -> Setup:
     longest = prompt_tokens + job.max_new_tokens + INSTRUCTION_TOKENS
     processor.check_context(job.max_context or None, job.rope_scaling or None, longest)
     context = job.max_context or processor.config.text.max_position_embeddings
+    load = Load(processor.config, min(longest, context), media.largest_image)
+    if cluster:
+        with_memory(job, load, allocate(job, cluster), cluster)
     settings = answer_settings(job, prompt, sampling)
     store = Store(job.store_options)
     books = Books(store, job.output)
@@ -87,7 +92,6 @@ def prepare(job: ParseJob | IndexJob) -> Setup:
         finished = finished_manifest(store, job.output, survey)
     except OSError as error:
         raise ValueError(f"output {job.output} cannot be used: {error}") from error
-    load = Load(processor.config, min(longest, context), media.largest_image)
     return Setup(job, kind, books, prompt, media, sampling, load, settings, listing, finished)
 
 
@@ -156,7 +160,8 @@ def run(
             sink=sink_options(setup, epoch),
             resources=resources,
         )
-        loads |= follow(pipeline, setup, survey, epoch, missing, stream)
+        with closing(pipeline):  # Ray's threads work on for a pass that somebody gave up, also while the process ends
+            loads |= follow(pipeline, setup, survey, epoch, missing, stream)
         # The newest run owns the job: two that went on claiming would seal each other's epochs for ever.
         check_ownership(books, epoch)
     reopen(books.store, books.output)
@@ -318,6 +323,4 @@ def cluster() -> Cluster:
 def allocated(setup: Setup) -> Resources:
     """What the job takes of the cluster that Ray is connected to. Raises ValueError when it does not fit."""
     found = cluster()
-    resources = allocate(setup.job, found)
-    check_memory(setup.job, setup.load, resources, found)
-    return resources
+    return with_memory(setup.job, setup.load, allocate(setup.job, found), found)

@@ -1,6 +1,6 @@
 """Pass 2: units -> decoders -> replicas -> parts, one streaming pipeline of Ray Data, one row in and one row out."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 
 import pyarrow as pa
 from ray.data import ActorPoolStrategy
@@ -26,7 +26,7 @@ def read_units(
     step_timeout_seconds: float,
     sink: SinkOptions,
     resources: Resources,
-) -> Iterator[Receipt]:
+) -> Generator[Receipt, None, None]:
     """Reads the units (rows of UNITS) and commits them part by part; a receipt for each part, once it is there."""
     calls = resources.calls_per_replica(count_pages(units) / len(units))
     fewest, most = resources.replicas
@@ -50,6 +50,7 @@ def read_units(
         ),
         num_cpus=resources.replica_cpus,
         num_gpus=resources.replica_gpus,
+        memory=resources.replica_memory_bytes or None,
     )
     receipts = answers.map_batches(
         PartWriter,

@@ -5,6 +5,7 @@ import faulthandler
 import logging
 import os
 import queue
+import sys
 import threading
 import time
 import uuid
@@ -18,6 +19,7 @@ import ray
 
 from model.request import Completion, EngineStats, Prompt, resumed_completion, resumed_prompt
 from pipeline.job import resolve_model
+from pipeline.loading import LoadingLines
 from pipeline.records import ErrorCode, Failure, Stage
 from pipeline.rows import AnsweredPiece, AnsweredUnit, DecodedPiece, DecodedUnit, ReplicaLoad, Row
 from pipeline.suspects import Suspects, Verdict
@@ -65,7 +67,8 @@ class EngineLoader:
         options = EngineOptions(
             **{field.name: getattr(self, field.name) for field in fields(self) if field.name != "model"}
         )
-        return Engine.from_pretrained(resolve_model(self.model), options)
+        report = LoadingLines(self.model, sys.stderr)  # which Ray shows where the job was started
+        return Engine.from_pretrained(resolve_model(self.model), options, report)
 
 
 class StepClock:

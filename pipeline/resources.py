@@ -1,6 +1,6 @@
 """How many actors of which kind fit the cluster, decided once before a job starts."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from model.config import ModelConfig
 from model.footprint import DTYPE_BYTES, LESS_CACHE, pass_bytes, token_bytes, weight_bytes
@@ -49,6 +49,7 @@ class Resources:
     decoders: int
     decoder_memory_bytes: int  # of each
     writers: int
+    replica_memory_bytes: int = 0  # that each of them reserves: on CPUs; what a GPU has, only its replica sees
 
     @property
     def child_memory_bytes(self) -> int:
@@ -111,26 +112,36 @@ def allocate(job: Job, cluster: Cluster) -> Resources:
     )
 
 
-def check_memory(job: Job, load: Load, resources: Resources, cluster: Cluster) -> None:
-    """Raises ValueError when a replica on CPUs, with room for one longest prompt and its answer, fits no node. How much
-    a GPU has, only its replica sees."""
-    if resources.device != "cpu" or not cluster.node_memory_bytes:
-        return
-    element = DTYPE_BYTES["float32" if job.dtype == "auto" else job.dtype]
-    weights = weight_bytes(load.config, element)
-    cache = load.sequence_tokens * token_bytes(load.config, 1 if job.kv_cache_dtype else element)
+def with_memory(job: Job, load: Load, resources: Resources, cluster: Cluster) -> Resources:
+    """The resources with what a replica on CPUs takes of memory, with room for one longest prompt and its answer.
+
+    Raises ValueError, with what to change, when it fits no node, or the fewest replicas do not fit beside the decoders.
+    """
+    if resources.device != "cpu":
+        return resources
+    dtype, ranks = "float32" if job.dtype == "auto" else job.dtype, job.tensor_parallel
+    element = DTYPE_BYTES[dtype]
+    weights = ranks * weight_bytes(load.config, element, ranks=ranks)
+    cache = load.sequence_tokens * ranks * token_bytes(load.config, 1 if job.kv_cache_dtype else element, ranks=ranks)
     rows = resources.batch_size + DRAFT_TOKENS
-    one_pass = pass_bytes(
+    one_pass = ranks * pass_bytes(
         load.config, element, step_tokens=STEP_TOKENS, image_tokens=max(load.image_tokens, STEP_TOKENS), rows=rows
     )
-    needed, there = weights + cache + one_pass, cluster.node_memory_bytes
-    if needed > there:
+    needed, fewest = weights + cache + one_pass, resources.replicas[0]
+    needs = (
+        f"{job.model} in {dtype} needs {needed / 1e9:.1f} GB (weights {weights / 1e9:.1f}, a pass {one_pass / 1e9:.1f},"
+        f" the key/value cache of one prompt with its answer, {load.sequence_tokens:,} tokens, {cache / 1e9:.1f})"
+    )
+    if cluster.node_memory_bytes and needed > cluster.node_memory_bytes:
+        raise ValueError(f"{needs}, and there are {cluster.node_memory_bytes / 1e9:.1f} GB on a node: {LESS_CACHE}")
+    decoding = resources.decoders * resources.decoder_memory_bytes
+    if fewest * needed + decoding > cluster.memory_bytes:
         raise ValueError(
-            f"{job.model} in {'float32' if job.dtype == 'auto' else job.dtype} needs {needed / 1e9:.1f} GB (weights "
-            f"{weights / 1e9:.1f}, a pass {one_pass / 1e9:.1f}, the key/value cache of one prompt with its answer, "
-            f"{load.sequence_tokens:,} tokens, {cache / 1e9:.1f}), and Ray has {there / 1e9:.1f} GB on a node: "
-            f"{LESS_CACHE}"
+            f"{needs}, and {fewest} of it beside {resources.decoders} decoders of {job.decoder_memory_mb} MB do not "
+            f"fit {cluster.memory_bytes / 1e9:.1f} GB: give fewer replicas, fewer decoders, less decoder_memory_mb, "
+            f"{LESS_CACHE.removeprefix('give ')}"
         )
+    return replace(resources, replica_memory_bytes=needed)
 
 
 def reading_speed(job: Job, resources: Resources) -> tuple[float, str]:

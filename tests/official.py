@@ -32,10 +32,11 @@ from model.processor import Processor, Turn, read_tokenizer
 from model.qwen3_vl import empty_model
 from model.request import Frames, Sampling
 from model.weights import plan_load
-from tests.official_files import CONTEXT, SIZES, VOCABULARY, tensors_of, write_small_files
+from tests.official_files import ADDED_TOKENS, CONTEXT, SIZES, VOCABULARY, tensors_of, write_small_files
 
 BESIDE = Path(__file__).parents[2] / "shared" / "data" / "checkpoints"
 BYTES = {"BF16": 2, "F32": 4, "F8_E4M3": 1}
+DEMO = Path(__file__).parents[1] / "model" / "demo"
 PARALLEL = (1, 2, 4, 8)
 # A text with everything that could be taken for something else.
 HOSTILE = (
@@ -67,6 +68,25 @@ def build_tokenizer(source: Path, place: Path) -> Path | None:
         return None
     place.mkdir(parents=True, exist_ok=True)
     subprocess.run([sys.executable, script, place], check=True, stdout=subprocess.DEVNULL)
+    return place / "tokenizer.json"
+
+
+def stand_in_tokenizer(place: Path) -> Path:
+    """tokenizer.json with the official ids where the official one is not to be had: the demonstration checkpoint's
+    letters, filled up to the official vocabulary, and behind it the official added tokens."""
+    place.mkdir(parents=True, exist_ok=True)
+    content = json.loads((DEMO / "tokenizer.json").read_text())
+    vocabulary = content["model"]["vocab"]
+    for token in content["added_tokens"]:
+        del vocabulary[token["content"]]
+    order = sorted(vocabulary, key=vocabulary.get)
+    fill = [f"\u0120fill{number}" for number in range(ADDED_TOKENS[0][0] - len(order))]
+    content["model"]["vocab"] = {token: number for number, token in enumerate(order + fill)}
+    kind = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
+    content["added_tokens"] = [
+        {"id": number, "content": token, "special": special, **kind} for number, token, special in ADDED_TOKENS
+    ]
+    (place / "tokenizer.json").write_text(json.dumps(content))
     return place / "tokenizer.json"
 
 

@@ -8,6 +8,17 @@ from pathlib import Path
 
 VOCABULARY = 151_936
 CONTEXT = 262_144
+# (id, token, special), as tokenizer_config.json has them.
+ADDED_TOKENS = [
+    *((151_643 + number, f"<|{name}|>", True) for number, name in enumerate((
+        "endoftext", "im_start", "im_end", "object_ref_start", "object_ref_end", "box_start", "box_end", "quad_start",
+        "quad_end", "vision_start", "vision_end", "vision_pad", "image_pad", "video_pad",
+    ))),
+    *((151_657 + number, token, False) for number, token in enumerate((
+        "<tool_call>", "</tool_call>", "<|fim_prefix|>", "<|fim_middle|>", "<|fim_suffix|>", "<|fim_pad|>",
+        "<|repo_name|>", "<|file_sep|>", "<tool_response>", "</tool_response>", "<think>", "</think>",
+    ))),
+]  # fmt: skip
 SMALL_TOWER = {"depth": 24, "hidden_size": 1024, "intermediate_size": 4096, "deepstack_visual_indexes": [5, 11, 17]}
 LARGE_TOWER = {"depth": 27, "hidden_size": 1152, "intermediate_size": 4304, "deepstack_visual_indexes": [8, 16, 24]}
 

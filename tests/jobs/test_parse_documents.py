@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -14,9 +15,13 @@ import pyarrow.parquet as pq
 import pytest
 from reportlab.pdfgen.canvas import Canvas
 
+import jobs.cluster
+import jobs.running
 from jobs.parse_documents import main
 from jobs.running import DEMONSTRATION, _exit_status
 from pipeline.job import ParseJob
+from tests.official import DEMO, write_headers
+from tests.official_files import SIZES, tensors_of, write_small_files
 
 ROOT = Path(__file__).parents[2]
 
@@ -40,6 +45,23 @@ def run(*argv: object, **environment: str) -> subprocess.CompletedProcess[str]:
 @pytest.fixture
 def inputs(tmp_path) -> Path:
     return write_inputs(tmp_path / "in", pages=3)
+
+
+def test_a_model_that_does_not_fit_this_machine_is_refused_before_ray_is_started(tmp_path, capsys, monkeypatch):
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(jobs.running, "connected", lambda: pytest.fail("Ray is started"))
+    monkeypatch.setattr(jobs.cluster, "available_bytes", lambda: 20 * 10**9)
+    model = tmp_path / "235B"
+    write_small_files(model, "235B-A22B-Instruct")
+    write_headers(model, list(tensors_of(SIZES["235B-A22B-Instruct"])))
+    for name in ("tokenizer.json", "chat_template.jinja"):
+        shutil.copy(DEMO / name, model)
+    (tmp_path / "in").mkdir()
+    arguments = [str(tmp_path / "in"), str(tmp_path / "out"), "--model", str(model), "--device", "cpu"]
+    assert main([*arguments, "--dtype", "bfloat16"]) == 2
+    message = capsys.readouterr().err
+    assert re.search(r"235B in bfloat16 needs 47\d\.\d GB \(weights 471\.3, .* 20\.0 GB on a node: give less", message)
+    assert not (tmp_path / "out").exists()
 
 
 def write_inputs(folder: Path, *, pages: int) -> Path:

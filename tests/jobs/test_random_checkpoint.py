@@ -1,6 +1,7 @@
 """Checkpoints of random weights under official files: of their true widths, read by us as transformers reads them."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -20,8 +21,12 @@ from model.layers import pack_weights
 from model.processor import Processor
 from model.request import Frames, Sampling
 from model.weights import from_pretrained
-from tests.official import BESIDE, build_tokenizer, folder_of
+from pipeline.flow import prepare, run
+from pipeline.job import IndexJob, ParseJob
+from tests.drive import SMALL
+from tests.official import BESIDE, DEMO, build_tokenizer, folder_of, stand_in_tokenizer
 from tests.official_files import SIZES, config_json, write_small_files
+from tests.pipeline.video_files import write_lights
 
 ROOT = Path(__file__).parents[2]
 THIN = ["--layers", "3", "--vision-layers", "4"]
@@ -29,14 +34,14 @@ THIN = ["--layers", "3", "--vision-layers", "4"]
 
 @pytest.fixture(scope="module")
 def tokenizer(tmp_path_factory):
-    built = build_tokenizer(BESIDE, tmp_path_factory.mktemp("tokenizer"))
-    if built is None:
-        pytest.skip("the official tokenizer is not beside the checkout")
-    return built
+    place = tmp_path_factory.mktemp("tokenizer")
+    return build_tokenizer(BESIDE, place) or stand_in_tokenizer(place)
 
 
 def write(name, like, folder, tokenizer, *more):
-    folder_of(name, BESIDE, None, like)
+    official = folder_of(name, BESIDE, None, like)
+    if not (official / "tokenizer_config.json").exists():
+        shutil.copy(DEMO / "chat_template.jinja", official)
     assert main([str(folder), "--like", str(like / name), "--tokenizer", str(tokenizer), *THIN, *more]) == 0
 
 
@@ -118,6 +123,21 @@ def test_larger_ones_give_the_logits_of_transformers(tmp_path, tokenizer, name, 
     compare(tmp_path / "thin", torch.bfloat16, 0.15)
 
 
+def test_a_page_and_a_window_of_true_widths_end_in_rows_that_say_truncated(small, ray_address, tmp_path):
+    image = np.random.default_rng(0).integers(0, 256, (200, 150, 3), dtype=np.uint8)
+    Image.fromarray(image).save(tmp_path / "a.png")
+    write_lights(tmp_path / "b.mp4", 2, [(0.5, 1.0)])
+    shared = {"model": str(small), "dtype": "bfloat16", "max_new_tokens": 8}
+    tokens = {"max_tokens_per_page": 64, "min_tokens_per_page": 16}
+    page = ParseJob(input=str(tmp_path / "a.png"), output=str(tmp_path / "pages"), **tokens, **shared)
+    index = IndexJob(input=str(tmp_path / "b.mp4"), output=str(tmp_path / "index"), max_tokens_per_window=64, **shared)
+    for job, table in ((page, "pages"), (index, "windows")):
+        setup = prepare(job)
+        run(setup, SMALL, sys.stderr)
+        (row,) = pq.read_table(tmp_path / job.output / table).to_pylist()
+        assert (row["status"], row["tokens_out"]) == ("truncated", 8)
+
+
 @pytest.mark.heavy
 @pytest.mark.parametrize("name", ["2B-Instruct", "8B-Instruct", "30B-A3B-Instruct", "2B-Thinking-FP8"])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -140,11 +160,11 @@ def test_the_same_seed_writes_the_same_bytes_and_another_one_others(tmp_path):
     (tmp_path / "like" / "config.json").write_text(json.dumps(config))
     (tmp_path / "tokenizer.json").write_text("{}")
     weights = {}
-    for run, seed in (("a", "1"), ("b", "1"), ("c", "2")):
-        flags = [str(tmp_path / run), "--like", str(tmp_path / "like"), "--tokenizer", str(tmp_path), *THIN]
+    for name, seed in (("a", "1"), ("b", "1"), ("c", "2")):
+        flags = [str(tmp_path / name), "--like", str(tmp_path / "like"), "--tokenizer", str(tmp_path), *THIN]
         assert main([*flags, "--seed", seed, "--shard-gb", "0.002"]) == 0
-        weights[run] = b"".join(path.read_bytes() for path in sorted((tmp_path / run).glob("*.safetensors")))
-        assert len(list((tmp_path / run).glob("*.safetensors"))) > 1
+        weights[name] = b"".join(path.read_bytes() for path in sorted((tmp_path / name).glob("*.safetensors")))
+        assert len(list((tmp_path / name).glob("*.safetensors"))) > 1
     assert weights["a"] == weights["b"] != weights["c"]
     from_pretrained(str(tmp_path / "a"), dtype=torch.float32)
     index = json.loads((tmp_path / "a" / "model.safetensors.index.json").read_text())

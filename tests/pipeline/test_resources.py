@@ -5,8 +5,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from model.config import parse_config
+from model.footprint import tower_parameters
 from pipeline.job import ParseJob
-from pipeline.resources import SPARE_CPUS, WRITER_CPUS, Cluster, Load, allocate, check_memory, reading_speed
+from pipeline.resources import SPARE_CPUS, WRITER_CPUS, Cluster, Load, allocate, reading_speed, with_memory
 from tests.official_files import SIZES, config_json
 
 GB = 2**30
@@ -99,9 +100,13 @@ def test_the_expected_speed_says_where_it_comes_from():
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("8B-Instruct", {}, r"float32 needs 38\.\d GB \(weights 35\.1, .* 7,168 tokens, 2\.1\), and Ray has 17\.2 GB"),
+        (
+            "8B-Instruct",
+            {},
+            r"float32 needs 38\.\d GB \(weights 35\.1, .* 7,168 tokens, 2\.1\), and .* 17\.2 GB",
+        ),
         ("32B-Instruct", {"dtype": "bfloat16"}, r"bfloat16 needs .* \(weights 66\.7, .*give less max_new_tokens"),
-        ("8B-Instruct", {"dtype": "bfloat16"}, "needs 19.3 GB"),
+        ("8B-Instruct", {"dtype": "bfloat16"}, "needs 19.5 GB"),
         ("2B-Instruct", {"dtype": "bfloat16"}, None),
     ],
 )
@@ -110,7 +115,27 @@ def test_a_checkpoint_that_fits_no_node_is_refused_before_anything_is_read(name,
     load = Load(parse_config(config_json(SIZES[name])), 7168, 2048)
     given = allocate(job(**options), cluster)
     if message is None:
-        check_memory(job(**options), load, given, cluster)
+        with_memory(job(**options), load, given, cluster)
     else:
         with pytest.raises(ValueError, match=message):
-            check_memory(job(**options), load, given, cluster)
+            with_memory(job(**options), load, given, cluster)
+
+
+def test_what_a_replica_takes_is_reserved_and_counted_once_for_each():
+    load = Load(parse_config(config_json(SIZES["2B-Instruct"])), 7168, 2048)
+    large = Cluster(cpus=32, gpus=0, memory_bytes=64 * GB, node_memory_bytes=64 * GB)
+    small = Cluster(cpus=32, gpus=0, memory_bytes=15 * GB, node_memory_bytes=15 * GB)
+    two = job(replicas="2", decoders=2, dtype="bfloat16")
+    assert 5 * GB < with_memory(two, load, allocate(two, large), large).replica_memory_bytes < 7 * GB
+    with pytest.raises(ValueError, match=r"2 of it beside 2 decoders of 2048 MB do not fit .* give fewer replicas"):
+        with_memory(two, load, allocate(two, small), small)
+
+
+def test_each_rank_on_a_cpu_has_the_whole_vision_tower():
+    load = Load(parse_config(config_json(SIZES["2B-Instruct"])), 7168, 2048)
+    cluster = Cluster(cpus=32, gpus=0, memory_bytes=64 * GB, node_memory_bytes=64 * GB)
+    alone, ranks = (
+        with_memory(given, load, allocate(given, cluster), cluster).replica_memory_bytes
+        for given in (job(), job(tensor_parallel=2))
+    )
+    assert ranks > alone + 4 * tower_parameters(load.config.vision)
