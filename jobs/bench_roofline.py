@@ -312,24 +312,39 @@ def page_grid(visual_tokens: int, merge: int) -> tuple[int, int, int]:
 
 
 @torch.inference_mode()
-def run(options: argparse.Namespace) -> None:
-    bench = Bench(options)
-    total = sum(parameter.numel() for parameter in bench.network.parameters())
-    cache = "fp8" if options.fp8_cache else str(bench.dtype).removeprefix("torch.")
-    print(
-        f"{options.config}, {total / 1e6:.0f}M random parameters, batch {options.batch_size}, {options.visual_tokens}"
-        f" visual and {options.new_tokens} new tokens, cache {cache}, attention {bench.implementation}"
-        f"{', CUDA graphs' if options.cuda_graphs else ''}{', overlap' if options.overlap else ''}"
-    )
-    print(f"{bench.operations / 1e12:.2f} T operations/s, {bench.bandwidth / 1e9:.0f} GB/s")
-    print(f"{'':10}{'floor ms':>10}{'measured':>10}{'share':>8}")
+def measure(bench: Bench) -> list[Term]:
+    """Vision, prefill, decode, verify, and the engine with all of them but verify."""
+    options = bench.options
     vision, prefill = bench.look(), bench.prefill()
     decode, verify = bench.step(0, 1.0), bench.step(options.draft_tokens, options.tokens_per_step)
     whole = bench.whole(vision.floor + prefill.floor + decode.floor)
-    for term in (vision, prefill, decode, verify, whole):
-        print(f"{term.name:10}{1e3 * term.floor:10.2f}{1e3 * term.measured:10.2f}{term.floor / term.measured:8.0%}")
+    return [vision, prefill, decode, verify, whole]
+
+
+def report(bench: Bench, terms: Sequence[Term]) -> str:
+    """The table of what `measure` found."""
+    options = bench.options
+    total = sum(parameter.numel() for parameter in bench.network.parameters())
+    cache = "fp8" if options.fp8_cache else str(bench.dtype).removeprefix("torch.")
+    lines = [
+        f"{options.config}, {total / 1e6:.0f}M random parameters, batch {options.batch_size}, {options.visual_tokens}"
+        f" visual and {options.new_tokens} new tokens, cache {cache}, attention {bench.implementation}"
+        f"{', CUDA graphs' if options.cuda_graphs else ''}{', overlap' if options.overlap else ''}",
+        f"{bench.operations / 1e12:.2f} T operations/s, {bench.bandwidth / 1e9:.0f} GB/s",
+        f"{'':10}{'floor ms':>10}{'measured':>10}{'share':>8}",
+    ]
+    for term in terms:
+        share = term.floor / term.measured
+        lines.append(f"{term.name:10}{1e3 * term.floor:10.2f}{1e3 * term.measured:10.2f}{share:8.0%}")
+    vision, prefill, decode, verify, _ = terms
     for last in (decode, verify):
-        terms = (vision, prefill, last)
-        floor, measured = sum(term.floor for term in terms), sum(term.measured for term in terms)
+        parts = (vision, prefill, last)
+        floor, measured = sum(term.floor for term in parts), sum(term.measured for term in parts)
         rates = f"{1 / measured:.2f} pages/s of {1 / floor:.2f} by the floor"
-        print(f"with {last.name} steps: {rates}, ratio {floor / measured:.2f}")
+        lines.append(f"with {last.name} steps: {rates}, ratio {floor / measured:.2f}")
+    return "\n".join(lines)
+
+
+def run(options: argparse.Namespace) -> None:
+    bench = Bench(options)
+    print(report(bench, measure(bench)))

@@ -76,6 +76,11 @@ def checked_implementation(name: str, device: torch.device, cache_dtype: torch.d
     return "flash_attention_2"
 
 
+def has_flash_attn() -> bool:
+    """Whether `flash_attention_2` is the package; else it is torch's own build, where torch has one."""
+    return flash_attn_varlen_func is not None
+
+
 def _check_fp8_cache(device: torch.device, cache_dtype: torch.dtype) -> None:
     """Raises ValueError for a GPU on which the kernel does not compile: e4m3 came with Ada and Hopper."""
     if cache_dtype == torch.float8_e4m3fn and device.type == "cuda":

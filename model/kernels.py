@@ -21,6 +21,11 @@ SMALLEST_TILE = 16  # rows; what the tensor cores multiply at least
 LARGEST_TILE = 64
 
 
+def is_interpreted() -> bool:
+    """Whether triton, where there is one, runs kernels on the CPU (TRITON_INTERPRET=1)."""
+    return HAS_TRITON and bool(triton.knobs.runtime.interpret)
+
+
 def tile_tokens(longest: int, groups: int) -> int:
     """How many tokens of a sequence one program attends: its rows are tokens x query heads of one key head."""
     wanted = max(SMALLEST_TILE, min(LARGEST_TILE, 1 << (longest * groups - 1).bit_length()))

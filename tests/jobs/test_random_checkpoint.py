@@ -14,8 +14,8 @@ from PIL import Image
 from tiny import their_pixels
 from transformers import Qwen3VLForConditionalGeneration, Qwen3VLMoeForConditionalGeneration
 
+from jobs.gpu_answers import whole_logits
 from jobs.random_checkpoint import main, thinned
-from model.attention import PackedCausal
 from model.config import parse_config, read_config
 from model.layers import pack_weights
 from model.processor import Processor
@@ -80,14 +80,6 @@ def their_logits(network, content, prompt, config):
     return network(input_ids=ids, **inputs).logits[0].float()
 
 
-def our_logits(network, prompt):
-    grids = [tuple(grid) for grid in prompt.grids_G3.tolist()]
-    visual = network.look(torch.from_numpy(prompt.patches_PC), grids)
-    ids = torch.from_numpy(prompt.token_ids_T.astype(np.int64))
-    hidden = network(ids, torch.from_numpy(prompt.positions_3T.astype(np.int64)), PackedCausal([len(ids)]), visual)
-    return network.logits(hidden).float()
-
-
 @torch.inference_mode()
 def compare(folder, dtype, bound):
     """The largest difference of a logit, in parts of how far the logits of a token are spread."""
@@ -100,7 +92,7 @@ def compare(folder, dtype, bound):
     ours = from_pretrained(str(folder), dtype=dtype)
     pack_weights(ours)
     for (_, prompt), logits in zip(cases, expected, strict=True):
-        difference = float((our_logits(ours, prompt) - logits).abs().max() / logits.std())
+        difference = float((whole_logits(ours, prompt) - logits).abs().max() / logits.std())
         print(f"{folder.name} {dtype}: {difference:.1e} of the spread of the logits")
         assert difference <= bound
 

@@ -157,11 +157,10 @@ def hopper_stand_in(a, b, *, scale_a, scale_recipe_a, scale_b, scale_recipe_b, o
     assert scale_b.shape[0] % 4 == 0
     assert scale_b.stride(0) == 1
     output = torch.zeros(a.shape[0], b.shape[1])
+    columns = torch.arange(b.shape[1]) // 128
     for block in range(scale_a.shape[1]):
         inner = slice(128 * block, 128 * block + 128)
-        for column in range(b.shape[1]):
-            part = a[:, inner].float() @ b[inner, column].float()
-            output[:, column] += part * scale_a[:, block] * scale_b[block, column // 128]
+        output += a[:, inner].float() @ b[inner].float() * scale_a[:, block, None] * scale_b[block, columns]
     return output.to(output_dtype)
 
 

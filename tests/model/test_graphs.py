@@ -18,7 +18,7 @@ from model.graphs import LONGEST_CHUNK, StepGraphs, graph_bytes
 from model.request import Completion, Prompt
 from model.runner import Runner
 
-if not kernels.HAS_TRITON or not kernels.triton.knobs.runtime.interpret:
+if not kernels.is_interpreted():
     pytest.skip("needs Triton's interpreter: conftest asks for it where there is no GPU", allow_module_level=True)
 
 
