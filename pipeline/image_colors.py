@@ -10,12 +10,13 @@ from PIL.TiffImagePlugin import TiffImageFile
 
 _WHITE_IS_ZERO = 0  # of TIFF's PhotometricInterpretation
 _SIGNED = 2  # of its SampleFormat
-_DIM = 15  # of 255: an image with nothing brighter holds samples of four bits or fewer
+DIM = 15  # of 255: an image with nothing brighter holds samples of four bits or fewer
 _LIGHT = 200  # of 255: what would be lost on white paper
+_MUCH = 0.25  # of what is seen
 _SAMPLE_SIDE = 512  # pixels of the picture in which the colour of the paper is chosen
 _BRIGHTEST = 0.999  # of the samples; hot pixels say nothing about the rest
 _SAMPLES = 2**20  # looked at for that
-_BAND_PIXELS = 2**24  # of a bilevel image made grey at once
+_BAND_PIXELS = 2**24  # made grey, or scaled, at once
 
 
 def plain(image: Image.Image, reduction: int = 1) -> Image.Image:
@@ -33,13 +34,16 @@ def plain(image: Image.Image, reduction: int = 1) -> Image.Image:
     else:
         if image.mode in ("La", "RGBa"):
             image = image.convert(image.mode[:-1] + "A")
+        if image.mode == "P" and isinstance(image, TiffImageFile):
+            _widen_palette(image)
         mode = "RGBA" if image.has_transparency_data else "L" if image.mode == "L" else "RGB"
         coloured = image if image.mode == mode else image.convert(mode)
     return _brightened(coloured if reduction == 1 else coloured.reduce(reduction))
 
 
 def paper_for(image: Image.Image) -> str:
-    """The colour of the paper on which a plain image shows: "black" where it is light on nothing, otherwise "white"."""
+    """The colour of the paper on which all of a plain image shows: "white", where much of it is light on nothing
+    "black", and "grey" where it is light and dark."""
     if image.mode != "RGBA":
         return "white"
     small = image.copy()
@@ -47,9 +51,11 @@ def paper_for(image: Image.Image) -> str:
     grey_HW = np.asarray(small.convert("RGB").convert("L"))
     alpha_HW = np.asarray(small.getchannel("A")).astype(np.float32)
     seen = float(alpha_HW.sum())
-    light = float(alpha_HW[grey_HW > _LIGHT].sum())
+    light, dark = (float(alpha_HW[which].sum()) for which in (grey_HW > _LIGHT, grey_HW < 255 - _LIGHT))
     is_mostly_clear = float(alpha_HW.mean()) < 255 / 2
-    return "black" if seen and is_mostly_clear and light > 0.8 * seen else "white"
+    if not (seen and is_mostly_clear and light > _MUCH * seen):
+        return "white"
+    return "black" if dark < _MUCH * light else "grey"
 
 
 def on_paper(image: Image.Image, paper: str) -> Image.Image:
@@ -85,27 +91,48 @@ def _has_sign(image: TiffImageFile) -> bool:
 def to_8_bits(samples: NDArray[Any], *, white_is_zero: bool, least_white: int = 255) -> NDArray[np.uint8]:
     """Samples of any type and shape scaled by the fewest bits that hold the brightest but a thousandth of them.
 
-    12 bits in 16 are 12; `least_white` is white where the samples need less.
+    12 bits in 16 are 12; `least_white` is white where the samples need less. Real numbers are scaled by 1 or, beyond
+    it, by their brightest.
     """
-    finite = np.nan_to_num(samples.astype(np.float32), copy=False, nan=0.0, posinf=0.0, neginf=0.0)
-    lowest = min(0.0, float(finite.min(initial=0.0)))  # below 0 there is no agreed black
-    finite -= lowest
-    some = finite.ravel()[:: -(-finite.size // _SAMPLES)]
-    highest = float(np.quantile(some, _BRIGHTEST, method="higher")) or float(finite.max())
-    scaled = finite * (255 / _white(highest, least_white, is_exact=lowest < 0))
-    np.clip(scaled, 0, 255, out=scaled)
-    eight = scaled.astype(np.uint8)
-    return 255 - eight if white_is_zero else eight
+    lowest = min([0.0, *(float(_finite(rows).min(initial=0.0)) for rows in _bands(samples))])
+    some = _finite(samples.ravel()[:: -(-samples.size // _SAMPLES)]) - lowest  # below 0 there is no agreed black
+    highest = float(np.quantile(some, _BRIGHTEST, method="higher")) or float(some.max())
+    white = _white(highest, least_white, is_exact=lowest < 0, is_real=samples.dtype.kind == "f")
+    eight = np.empty(samples.shape, np.uint8)
+    for rows, out in zip(_bands(samples), _bands(eight), strict=True):
+        scaled = (_finite(rows) - lowest) * (255 / white)
+        out[...] = np.clip(scaled, 0, 255, out=scaled)
+    return np.subtract(255, eight, out=eight) if white_is_zero else eight
 
 
-def _white(highest: float, least: int, *, is_exact: bool) -> float:
-    """The sample that is white. Real numbers end at 1 or are samples of so many bits."""
+def _bands(array: NDArray[Any]) -> list[NDArray[Any]]:
+    """Views of some rows at once: a huge image as real numbers would take four times its memory."""
+    rows = max(1, _BAND_PIXELS // max(1, array[:1].size))
+    return [array[top : top + rows] for top in range(0, len(array), rows)]
+
+
+def _finite(samples: NDArray[Any]) -> NDArray[np.float32]:
+    with np.errstate(over="ignore"):
+        return np.nan_to_num(samples.astype(np.float32), copy=False, nan=0.0, posinf=0.0, neginf=0.0)
+
+
+def _white(highest: float, least: int, *, is_exact: bool, is_real: bool) -> float:
+    """The sample that is white."""
     if highest <= 0:
         return 1.0
-    if is_exact or highest < 0.1 or 1 < highest < 1.5:
+    if is_exact or (is_real and not 0.1 <= highest <= 1):
         return highest
+    if is_real:
+        return 1.0
     bits = math.ceil(math.log2(highest + 1) - 1e-6)  # 32 bits of float32 are one more than 32 bits of integers
-    return 1.0 if highest <= 1 else float(max(least, 2**bits - 1))
+    return float(max(least, 2**bits - 1))
+
+
+def _widen_palette(image: TiffImageFile) -> None:
+    """Some writers put colours of eight bits where sixteen belong: Pillow sees black."""
+    colours = image.tag_v2.get(ExifTags.Base.ColorMap, ())
+    if colours and max(colours) < 256:
+        image.putpalette([value for colour in zip(*np.split(np.array(colours), 3), strict=True) for value in colour])
 
 
 def _from_lab(image: Image.Image) -> Image.Image:
@@ -115,11 +142,17 @@ def _from_lab(image: Image.Image) -> Image.Image:
     return coloured
 
 
+def brightest(image: Image.Image) -> int:
+    """The highest of the samples of eight bits, transparency left out."""
+    extrema: Any = image.getextrema()
+    channels = extrema if isinstance(extrema[0], tuple) else (extrema,)
+    return max(high for _, high in channels[: 3 if image.mode.startswith("RGB") else 1])
+
+
 def _brightened(image: Image.Image) -> Image.Image:
     """Samples of 1 to 4 bits in 8 made visible."""
-    extrema: Any = image.getextrema()
-    highest = max(high for _, high in (extrema[:3] if image.mode != "L" else (extrema,)))
-    if not 0 < highest <= _DIM:
+    highest = brightest(image)
+    if not 0 < highest <= DIM:
         return image
     white = 2 ** highest.bit_length() - 1
     table = [min(255, value * 255 // white) for value in range(256)]

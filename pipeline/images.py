@@ -15,10 +15,10 @@ from PIL import ExifTags, Image
 from PIL.ImageFile import ImageFile as PillowFile
 from PIL.TiffImagePlugin import TiffImageFile
 
-from pipeline.image_colors import on_paper, paper_for, plain
+from pipeline.image_colors import DIM, brightest, on_paper, paper_for, plain
 from pipeline.pixels import WHOLE_PAGE, PixelBudget, cut_page, make_page, overview_size
+from pipeline.rare_images import RareTiff, TiffHeader, has_wide_colours, image_bomb, is_common, wide_colours
 from pipeline.records import BadInput, Box, ErrorCode, Page, Stage
-from pipeline.tiff_rare import RareTiff, image_bomb
 
 PILLOW_FORMATS = {
     "image/png": "PNG",
@@ -31,8 +31,7 @@ PILLOW_FORMATS = {
 MAX_PIXELS = 179_000_000  # of one image, where the job says nothing else
 _PIXEL_ASPECTS = (0.2, 5.0)  # of width to height: faxes have 0.52 to 2.1; what lies beyond is a mistake
 _ALMOST_SQUARE = 0.02
-_NOT_A_PAGE = 0b101  # of TIFF's NewSubfileType: a smaller version of another frame, or its mask
-_SMALLER_VERSION = 2  # of the older SubfileType
+_SUB_IFDS = 330  # the tag of frames that hang on a frame
 
 # How a stored image becomes upright, by its EXIF orientation, and how far that turns it clockwise (after mirroring).
 _TO_UPRIGHT = {
@@ -46,6 +45,8 @@ _TO_UPRIGHT = {
 }
 _SIDEWAYS = (5, 6, 7, 8)
 _TURNED = {3: 180, 4: 180, 5: 270, 6: 90, 7: 90, 8: 270}
+
+_Frame = tuple[int, int | None]  # a frame of a TIFF's chain, and where it is not itself meant the one hanging on it
 
 _DECODE_ERRORS = (  # what Pillow's decoders raise for damaged files
     *(OSError, SyntaxError, ValueError, EOFError, LookupError, TypeError, AttributeError, OverflowError),
@@ -68,7 +69,7 @@ class ImageFile:
         try:
             with _by_our_limits():
                 self._chain = self._open(PILLOW_FORMATS[media_type])
-                self._image = self._chain or self._rare_frame(0)  # the current frame
+                self._image = self._chain or self._rare_frame((0, None))  # the current frame
                 self._frames, self._sizes = self._pages()
         except _DECODE_ERRORS as error:
             raise BadInput(Stage.OPEN, ErrorCode.CORRUPT, f"not a readable {media_type}: {error}") from error
@@ -108,10 +109,10 @@ class ImageFile:
             started=started,
         )
 
-    def _pages(self) -> tuple[tuple[int, ...], tuple[tuple[float, float], ...]]:
+    def _pages(self) -> tuple[tuple[_Frame, ...], tuple[tuple[float, float], ...]]:
         """The frames that are pages, and the size of each upright with square pixels."""
         if not self._is_tiff:
-            return (0,), (_page_size(self._image),)
+            return ((0, None),), (_page_size(self._image),)
         frames = list(self._tiff_frames())
         pages = [(frame, size) for frame, size, is_page in frames if is_page] or [frame[:2] for frame in frames]
         return tuple(frame for frame, _ in pages), tuple(size for _, size in pages)
@@ -125,41 +126,58 @@ class ImageFile:
                 return None
             raise
 
-    def _frame(self, frame: int) -> PillowFile:
+    def _frame(self, frame: _Frame) -> PillowFile:
         """A frame of a TIFF. Raises EOFError behind the last."""
-        if self._chain is None:
-            return self._rare_frame(frame)
+        image = None if frame[1] is not None else self._in_chain(frame[0])
+        return self._rare_frame(frame) if image is None else image
+
+    def _in_chain(self, number: int) -> TiffImageFile | None:
+        """A frame that Pillow knows, without its pixels. Raises EOFError behind the last."""
+        if not isinstance(self._chain, TiffImageFile):
+            return None
         try:
-            self._chain.seek(frame)
+            self._chain.seek(number)
         except EOFError:
             raise
         except _DECODE_ERRORS:
-            return self._rare_frame(frame)
+            return None
         return self._chain
 
-    def _rare_frame(self, frame: int) -> PillowFile:
+    def _rare_frame(self, frame: _Frame) -> PillowFile:
+        return self._by_tifffile().plain(*frame, max_pixels=self._max_pixels)
+
+    def _by_tifffile(self) -> RareTiff:
         if self._rare is None:
             self._rare = RareTiff(self._file)
-        return self._rare.plain(frame, max_pixels=self._max_pixels)
+        return self._rare
 
-    def _tiff_frames(self) -> Iterator[tuple[int, tuple[float, float], bool]]:
+    def _tiff_frames(self) -> Iterator[tuple[_Frame, tuple[float, float], bool]]:
         """(frame, size, whether it is a page); (0, 0) for a frame that cannot be found, two in a row end the chain."""
         was_found = True
-        for frame in itertools.count():
+        for number in itertools.count():
             try:
-                image = self._frame(frame)
+                image = self._in_chain(number)
+                header = TiffHeader(image.size, image.tag_v2) if image else self._by_tifffile().header(number)
             except EOFError:
                 return
-            except (BadInput, *_DECODE_ERRORS) as error:
-                if isinstance(error, BadInput) and error.failure.stage is not Stage.RENDER:
-                    raise  # the file could not be read from
+            except _DECODE_ERRORS:
                 if not was_found:
                     return
                 was_found = False
-                yield frame, (0.0, 0.0), True
+                yield (number, None), (0.0, 0.0), True
                 continue
             was_found = True
-            yield frame, _page_size(image), _is_page(image)
+            yield (number, None), _tiff_page_size(header), header.is_page
+            if _SUB_IFDS in header.tags:
+                yield from self._frames_below(number)
+
+    def _frames_below(self, number: int) -> Iterator[tuple[_Frame, tuple[float, float], bool]]:
+        try:
+            rare = self._by_tifffile()
+            found = [((number, sub), rare.header(number, sub)) for sub in rare.pages_below(number)]
+        except _DECODE_ERRORS:  # thumbnails, mostly: the frame itself is there
+            return
+        yield from ((frame, _tiff_page_size(header), True) for frame, header in found)
 
     def _seek(self, page_no: int) -> None:
         try:
@@ -175,60 +193,76 @@ class ImageFile:
         if width * height > self._max_pixels:
             raise image_bomb(stage, width, height, self._max_pixels)
 
-    def _loaded(self, page_no: int) -> PillowFile:
-        """The current frame with its pixels."""
+    def _loaded(self, page_no: int) -> Image.Image:
+        """The current frame with its pixels: by Pillow, or where it does not read all that there is, otherwise."""
+        image = self._image
+        if isinstance(image, TiffImageFile) and image is self._chain and self._is_tiff:
+            return self._loaded_tiff(image, self._frames[page_no - 1])
+        is_wide = has_wide_colours(image)
+        image.load()
+        return wide_colours(self._file) if is_wide and brightest(image) <= DIM else image
+
+    def _loaded_tiff(self, image: TiffImageFile, frame: _Frame) -> Image.Image:
+        if not is_common(image.tag_v2):
+            try:
+                rare = self._rare_frame(frame)
+                rare.load()
+                return rare
+            except _DECODE_ERRORS:
+                image.load()  # in part is more than nothing
+                return image
         try:
-            self._image.load()
+            image.load()
         except _DECODE_ERRORS:  # Pillow knows the frame but not how it is compressed
-            if self._image is not self._chain or not self._is_tiff:
-                raise
-            self._image = self._rare_frame(self._frames[page_no - 1])
-            self._image.load()
-        return self._image
+            rare = self._rare_frame(frame)
+            rare.load()
+            return rare
+        return image
 
     def _decode(self, page_no: int, budget: PixelBudget) -> Image.Image:
         """The current frame upright as "L", "RGB" or "RGBA", perhaps at a fraction of its size."""
         image = self._image
+        orientation = _orientation(image)
         is_one_tile = budget.tile_count(*self._sizes[page_no - 1]) == 1
         height, width = budget.dimensions(*image.size, scalable=False)
         try:
             if is_one_tile:
                 image.draft(None, (2 * width, 2 * height))  # JPEG: decoded at 1/2, 1/4, 1/8 where that is still ample
-            image = self._loaded(page_no)
+            loaded = self._loaded(page_no)
             # A quick average first: less to turn and to resize, and no visible difference.
-            reduction = min(image.width // (3 * width), image.height // (3 * height)) if is_one_tile else 1
-            upright = plain(image, max(1, reduction))
+            reduction = min(loaded.width // (3 * width), loaded.height // (3 * height)) if is_one_tile else 1
+            upright = plain(loaded, max(1, reduction))
         except _DECODE_ERRORS as error:
             raise BadInput(Stage.RENDER, ErrorCode.CORRUPT, f"the image cannot be decoded: {error}") from error
-        turn = None if self._is_tiff else _TO_UPRIGHT.get(_orientation(image))
+        turn = None if self._is_tiff else _TO_UPRIGHT.get(orientation)
         return upright if turn is None else upright.transpose(turn)
-
-
-def _is_page(image: PillowFile) -> bool:
-    tags = getattr(image, "tag_v2", {})
-    if not isinstance(kind := tags.get(ExifTags.Base.NewSubfileType, 0), int):
-        return True
-    return not kind & _NOT_A_PAGE and tags.get(ExifTags.Base.SubfileType) != _SMALLER_VERSION
 
 
 def _page_size(image: PillowFile) -> tuple[float, float]:
     """(width, height) upright with square pixels, one of them as the finer side is stored."""
     is_sideways = _orientation(image) in _SIDEWAYS
-    width, height = image.size
-    if is_sideways and not isinstance(image, TiffImageFile):  # of a TIFF Pillow has swapped them
-        width, height = height, width
-    aspect = _pixel_aspect(image)
+    # A ratio without unit stands elsewhere; that of JPEG comes before EXIF's.
+    resolution: Any = image.info.get("jfif_density") or image.info.get("aspect") or image.info.get("dpi")
+    return _squared(image.size[::-1] if is_sideways else image.size, resolution, is_sideways=is_sideways)
+
+
+def _tiff_page_size(header: TiffHeader) -> tuple[float, float]:
+    resolution = [header.tags.get(tag) for tag in (ExifTags.Base.XResolution, ExifTags.Base.YResolution)]
+    is_sideways = header.tags.get(ExifTags.Base.Orientation) in _SIDEWAYS
+    return _squared(header.size, resolution, is_sideways=is_sideways)
+
+
+def _squared(size: tuple[int, int], resolution: Any, *, is_sideways: bool) -> tuple[float, float]:
+    """A size upright, in pixels that are square by the resolution (across, down) of the image as it is stored."""
+    width, height = size
+    aspect = _pixel_aspect(resolution)
     if is_sideways:
         aspect = 1 / aspect
     return (width * aspect, float(height)) if aspect > 1 else (float(width), height / aspect)
 
 
-def _pixel_aspect(image: PillowFile) -> float:
-    """Width to height of a stored pixel by the resolution in the file; 1 where that says nothing sensible."""
-    if isinstance(image, TiffImageFile):
-        resolution: Any = [image.tag_v2.get(tag) for tag in (ExifTags.Base.XResolution, ExifTags.Base.YResolution)]
-    else:  # of PNG and JPEG a ratio without unit stands elsewhere; that of JPEG comes before EXIF's
-        resolution = image.info.get("jfif_density") or image.info.get("aspect") or image.info.get("dpi")
+def _pixel_aspect(resolution: Any) -> float:
+    """Width to height of a stored pixel; 1 where the resolution says nothing sensible."""
     try:
         across, down = (float(value) for value in resolution or ())
         aspect = down / across

@@ -28,7 +28,8 @@ ONE_ROOM = {  # foreign libraries that one room alone (or two) may know, pipelin
     "botocore": {"pipeline.store"},
     "pikepdf": {"pipeline.pdf_layers", "pipeline.pdf_structure", "pipeline.pdf_tree"},
     "pypdfium2": {"pipeline.pdf", "pipeline.pdf_text"},
-    "tifffile": {"pipeline.tiff_rare"},
+    "tifffile": {"pipeline.rare_images"},
+    "imagecodecs": {"pipeline.rare_images"},
 }
 
 

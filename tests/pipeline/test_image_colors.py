@@ -5,6 +5,7 @@ import struct
 from collections.abc import Sequence
 from typing import Any
 
+import imagecodecs
 import numpy as np
 import pytest
 import tifffile
@@ -119,6 +120,9 @@ DEPTHS = {
     "float to 4095": ("MM", 32, FLOAT, 4095 * GREY),
     "float to 65535": ("II", 32, FLOAT, 65535 * GREY),
     "float to a hundredth": ("II", 32, FLOAT, 0.01 * GREY),
+    "float to 10": ("II", 32, FLOAT, 10 * GREY),
+    "float to 300": ("MM", 32, FLOAT, 300 * GREY),
+    "float to 1e38": ("II", 32, FLOAT, 1e38 * GREY),
     "float from -1 to 1": ("II", 32, FLOAT, 2 * GREY - 1),
 }
 
@@ -193,6 +197,100 @@ def test_tiffs_of_other_layouts_and_codecs_are_dark_on_light(case: str) -> None:
     assert_dark_on_light(page_of(WRITTEN[case]))
 
 
+def coloured() -> NDArray[np.uint8]:
+    image = drawn(mode="RGB", paper=(255, 255, 255), ink=(0, 0, 0))
+    for left, colour in ((20, "red"), (150, "green"), (280, "gold")):
+        ImageDraw.Draw(image).rectangle((left, 200, left + 100, 280), fill=colour)
+    return np.asarray(image)
+
+
+COLOURS = coloured()
+
+
+def assert_looks_like(page: Page, picture: NDArray[np.uint8]) -> None:
+    (tile,) = page.tiles
+    wanted = Image.fromarray(picture).resize(tile.shape[1::-1], Image.Resampling.BICUBIC)
+    assert np.abs(tile.astype(float) - np.asarray(wanted)).mean() < 6
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+@pytest.mark.parametrize("planar", [1, 2])
+@pytest.mark.parametrize("code", ["u1", "u2", "u4", "f4"])
+@pytest.mark.parametrize("tile", [None, (64, 64)])
+def test_colours_are_the_same_in_any_depth_and_layout(order: str, planar: int, code: str, tile: Any) -> None:
+    white = 1.0 if code == "f4" else float(np.iinfo(code).max)
+    samples = (COLOURS / 255 * white).astype(code)
+    if planar == 2:
+        samples = np.moveaxis(samples, 2, 0)
+    assert_looks_like(
+        page_of(written(samples, photometric="rgb", planarconfig=planar, byteorder=order, tile=tile)), COLOURS
+    )
+
+
+@pytest.mark.parametrize("compression", ["lzw", "deflate", "zstd"])
+@pytest.mark.parametrize("photometric", ["minisblack", "miniswhite"])
+def test_compressed_real_numbers_of_either_order_of_bytes_are_dark_on_light(compression: str, photometric: str) -> None:
+    samples = (GREY if photometric == "minisblack" else 1 - GREY).astype("f4")
+    for order in "<>":
+        how = {"compression": compression, "predictor": 3, "byteorder": order}
+        assert_dark_on_light(page_of(written(samples, photometric=photometric, **how)))
+
+
+@pytest.mark.parametrize("kind", ["unassalpha", "assocalpha", "unspecified"])
+@pytest.mark.parametrize("planar", [1, 2])
+@pytest.mark.parametrize("code", ["u1", "u2", "f4"])
+@pytest.mark.parametrize("colours", [1, 3])
+def test_text_on_nothing_is_seen_in_a_tiff_whatever_its_transparency(
+    kind: str, planar: int, code: str, colours: int
+) -> None:
+    white = 1.0 if code == "f4" else float(np.iinfo(code).max)
+    alpha = 1 - GREY[..., None]
+    for ink in (0.0, 1.0):
+        shade = np.full((*GREY.shape, colours), ink) * (alpha if kind == "assocalpha" else 1)
+        samples = (np.concatenate([shade, alpha], 2) * white).astype(code)
+        photometric = "rgb" if colours == 3 else "minisblack"
+        stored = np.moveaxis(samples, 2, 0) if planar == 2 else samples
+        how = {"photometric": photometric, "planarconfig": planar, "extrasamples": [kind]}
+        seen = RGB if ink == 0 else 1 - RGB
+        assert_looks_like(page_of(written(stored, **how)), (seen * 255).astype(np.uint8))
+
+
+@pytest.mark.parametrize("code", ["u1", "u2"])
+@pytest.mark.parametrize("kind", ["CIELab", "ICCLab"])
+def test_lab_of_either_kind_and_depth_has_its_colours(code: str, kind: str) -> None:
+    profiles = ImageCms.createProfile("sRGB"), ImageCms.createProfile("LAB")
+    lab_image = ImageCms.profileToProfile(Image.fromarray(COLOURS), *profiles, outputMode="LAB")
+    assert lab_image is not None
+    samples = np.asarray(lab_image).copy()  # a and b with a sign
+    if kind == "ICCLab":
+        samples[..., 1:] ^= 0x80
+    deep = samples.astype("u2") * (257 if code == "u2" else 1)
+    assert_looks_like(page_of(written(deep.astype(code), photometric=8 if kind == "CIELab" else 9)), COLOURS)
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+@pytest.mark.parametrize("code", ["u1", "u2"])
+def test_a_palette_may_be_of_eight_bits(order: str, code: str) -> None:
+    palette = np.zeros((3, 2 ** (8 * int(code[1]))), np.uint16)
+    palette[:, 1] = 255
+    data = written((GREY > 0.5).astype(code), photometric="palette", colormap=palette, byteorder=order)
+    assert_dark_on_light(page_of(data))
+
+
+def wide_png(samples: NDArray[Any]) -> bytes:
+    data: bytes = imagecodecs.png_encode(samples.astype(np.uint16))
+    return data
+
+
+@pytest.mark.parametrize("white", [65535, 4095, 1023, 255])
+def test_colours_of_sixteen_bits_in_a_png_may_use_few_of_them(white: int) -> None:
+    opaque = np.full((*GREY.shape, 1), 65535)
+    colours = COLOURS / 255 * white
+    assert_looks_like(page_of(wide_png(colours)), COLOURS)
+    assert_looks_like(page_of(wide_png(np.concatenate([colours, opaque], 2))), COLOURS)
+    assert_dark_on_light(page_of(wide_png(np.concatenate([GREY[..., None] * white, opaque], 2))))
+
+
 def test_a_tiff_may_begin_with_a_frame_that_pillow_does_not_know() -> None:
     grey = {256: 40, 257: 30, 258: 16, 259: 1, 277: 1, 278: 30, 279: 2400}
     rare = ({**grey, 262: 0}, struct.pack(">H", 65535 - 30000) * 1200)
@@ -256,6 +354,21 @@ def test_light_text_on_nothing_is_seen(data: bytes) -> None:
     assert not page.facts.is_blank
     assert page.tiles[0].max() > 220
     assert page.tiles[0].min() < 60
+
+
+def test_light_text_with_grey_edges_on_one_clear_colour_is_seen() -> None:
+    page = page_of(saved(drawn(paper=0, ink=255), "PNG", transparency=0))
+    assert np.median(page.tiles[0]) < 40
+    assert page.tiles[0].max() > 220
+
+
+def test_light_and_dark_text_on_nothing_are_both_seen() -> None:
+    image = clear()
+    ImageDraw.Draw(image).text((50, 200), "Dark 45678", fill=(0, 0, 0, 255), font=ImageFont.load_default(size=50))
+    page = page_of(saved(image, "PNG"))
+    upper, lower = np.split(page.tiles[0], 2)
+    assert abs(int(np.median(upper)) - int(upper.max())) > 90
+    assert int(np.median(lower)) - int(lower.min()) > 90
 
 
 @pytest.mark.parametrize("pillow_format", ["PNG", "WEBP", "TIFF"])
@@ -342,6 +455,41 @@ def test_thumbnails_and_masks_of_a_tiff_are_no_pages(
 ) -> None:
     data = tiff(order, [frame(kind, shade) for kind, shade in zip(kinds, (60, 120, 180), strict=True)])
     assert [round(page.tiles[0].mean()) for page in pages_of(data)] == shades
+
+
+def hanging(parent: tuple[NDArray[Any], int], *below: tuple[NDArray[Any], int]) -> bytes:
+    """A TIFF of one frame with others hanging on it (SubIFDs); each with its NewSubfileType."""
+    file = io.BytesIO()
+    with tifffile.TiffWriter(file) as tiff_file:
+        tiff_file.write(parent[0], subfiletype=parent[1], subifds=len(below))
+        for samples, kind in below:
+            tiff_file.write(samples, subfiletype=kind)
+    return file.getvalue()
+
+
+PAGE_60, PAGE_120 = (np.full((60, 80), shade, np.uint8) for shade in (60, 120))
+SMALL = np.full((15, 20), 180, np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("data", "shades"),
+    [
+        (hanging((PAGE_60, 0), (SMALL, 1)), [60]),
+        (hanging((PAGE_60, 0), (SMALL, 0)), [60]),
+        (hanging((SMALL, 1), (PAGE_60, 0)), [60]),
+        (hanging((PAGE_60, 0), (PAGE_120, 0)), [60, 120]),
+        (hanging((PAGE_60, 2), (SMALL, 2), (SMALL, 1)), [60, 180]),
+    ],
+    ids=["a smaller version", "a smaller version that does not say so", "below a thumbnail", "a page", "a small page"],
+)
+def test_of_frames_that_hang_on_a_frame_pages_are_read(data: bytes, shades: list[int]) -> None:
+    assert [round(page.tiles[0].mean()) for page in pages_of(data)] == shades
+
+
+def test_a_mask_that_pillow_does_not_know_is_no_page() -> None:
+    mask = {256: 40, 257: 30, 258: 1, 259: 1, 262: 4, 277: 1, 278: 30, 279: 150}
+    data = tiff("II", [frame({}, 60), (dict(mask), bytes(150)), frame({}, 180)])
+    assert [round(page.tiles[0].mean()) for page in pages_of(data)] == [60, 180]
 
 
 def test_a_frame_of_an_unknown_kind_fails_alone() -> None:
