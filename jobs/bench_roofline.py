@@ -46,7 +46,6 @@ EXPERTS: dict[str, dict[str, Any]] = {
         **{"decoder_sparse_step": 1, "mlp_only_layers": []},
     },
 }
-WARM_UP_SECONDS = 0.5
 PROMPT_TOKENS = 60  # of a page, beside its visual tokens
 
 
@@ -74,6 +73,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--attn-implementation", default="auto", help="auto, sdpa, numba, triton, flash_attention_2 (default: auto)"
     )
     parser.add_argument("--threads", type=int, default=1, help="CPU threads (default: 1)")
+    parser.add_argument("--seconds", type=float, default=1.0, help="least time of each measurement (default: 1)")
 
 
 def sized_config(name: str) -> ModelConfig:
@@ -109,7 +109,7 @@ def sized_config(name: str) -> ModelConfig:
     return parse_config({**raw, "tie_word_embeddings": tied})
 
 
-def peaks(device: torch.device, dtype: torch.dtype) -> tuple[float, float]:
+def peaks(device: torch.device, dtype: torch.dtype, seconds: float) -> tuple[float, float]:
     """Operations and bytes in a second: by data sheet where the GPU is known, else as a large product and copy show."""
     if device.type == "cuda":
         for name, known in PEAKS.items():
@@ -121,16 +121,16 @@ def peaks(device: torch.device, dtype: torch.dtype) -> tuple[float, float]:
     square = torch.ones(side, side, device=device, dtype=dtype)
     large = torch.ones(2**26, device=device, dtype=dtype)
     copy = torch.empty_like(large)
-    product_seconds = timed(lambda: product(square), device)
-    copy_seconds = timed(lambda: copy.copy_(large), device)
+    product_seconds = timed(lambda: product(square), device, seconds)
+    copy_seconds = timed(lambda: copy.copy_(large), device, seconds)
     return 2 * side**3 / product_seconds, 2 * large.nbytes / copy_seconds
 
 
-def timed(work: Callable[[], object], device: torch.device) -> float:
-    """Median seconds of one call, warmed up and waited for."""
+def timed(work: Callable[[], object], device: torch.device, least_seconds: float) -> float:
+    """Median seconds of one call, warmed up and waited for, of as many as take `least_seconds`."""
     seconds: list[float] = []
     began = time.perf_counter()
-    while len(seconds) < 5 or time.perf_counter() - began < 2 * WARM_UP_SECONDS:
+    while len(seconds) < 5 or time.perf_counter() - began < least_seconds:
         start = time.perf_counter()
         work()
         if device.type == "cuda":
@@ -153,7 +153,7 @@ class Bench:
         if options.cuda_graphs and (self.device.type != "cuda" or self.implementation != "triton"):
             raise ValueError(f"--cuda-graphs needs cuda and triton, not {self.device} and {self.implementation}")
         self.network = random_network(self.config, self.device, self.dtype)
-        self.operations, self.bandwidth = peaks(self.device, self.dtype)
+        self.operations, self.bandwidth = peaks(self.device, self.dtype, options.seconds)
 
     def text_parameters(self, rows: int | None = None) -> int:
         """What a token is multiplied with, or what `rows` tokens are together: of the experts only those they chose
@@ -189,7 +189,9 @@ class Bench:
         operations = 2 * patches * linear + 4 * patches**2 * vision.hidden_size * vision.depth
         mergers = [self.network.model.visual.merger, *self.network.model.visual.deepstack_merger_list]
         operations += 2 * tokens * sum(parameter.numel() for part in mergers for parameter in part.parameters())
-        measured = timed(lambda: self.network.look(pixels_PC, [grid], self.implementation), self.device)
+        measured = timed(
+            lambda: self.network.look(pixels_PC, [grid], self.implementation), self.device, self.options.seconds
+        )
         return Term("vision", operations / self.operations, measured)
 
     def prefill(self) -> Term:
@@ -199,7 +201,7 @@ class Bench:
         attention = PackedCausal([length], self.implementation)
         operations = 2 * length * self.text_parameters()
         operations += 2 * length**2 * text.num_attention_heads * text.head_dim * text.num_hidden_layers
-        measured = timed(lambda: self.network(ids_N, positions_3N, attention), self.device)
+        measured = timed(lambda: self.network(ids_N, positions_3N, attention), self.device, self.options.seconds)
         return Term("prefill", operations / self.operations, measured)
 
     def whole(self, floor: float) -> Term:
@@ -262,7 +264,7 @@ class Bench:
         floor = max(weights_seconds, 2 * rows * multiplied / self.operations)
         floor += batch * seen * self.cache_bytes() / self.bandwidth
         steps = options.new_tokens / tokens_per_step
-        measured = timed(work, self.device)
+        measured = timed(work, self.device, options.seconds)
         return Term("verify" if drafts else "decode", floor * steps / batch, measured * steps / batch)
 
 

@@ -24,7 +24,6 @@ import torch
 from jobs import gpu_answers, gpu_kernels, gpu_memory
 from jobs.gpu_kernels import CannotRunError, CheckFailedError, Numbers, Settings
 from jobs.gpu_processes import SECONDS_IN_ALL, Check, run_all, run_one
-from pipeline.job import CHECKOUT
 
 EXAMPLES = """\
 examples:
@@ -58,8 +57,8 @@ def checks() -> list[Check]:
         Check("logits", gpu_answers.check_network),
         Check("answers", answers),
         Check("answers, drafts", partial(answers, drafts=True)),
-        Check("answers, FP8 cache", partial(answers, kv_cache_dtype="fp8", scale=2.0)),
-        Check("answers, FP8 weights", partial(answers, quantization="fp8", scale=2.0)),
+        Check("answers, FP8 cache", partial(answers, kv_cache_dtype="fp8", scale=4.0)),
+        Check("answers, FP8 weights", partial(answers, quantization="fp8", scale=4.0)),
         Check("answers, two lanes", partial(answers, overlap=True)),
         Check("answers, CUDA graphs", partial(answers, cuda_graphs=True)),
         Check("answers, CUDA graphs and drafts", partial(answers, cuda_graphs=True, drafts=True)),
@@ -120,7 +119,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def machine(settings: Settings) -> Numbers:
     """What all of this runs on. Raises CheckFailedError where torch sees no GPU that was asked for."""
     commit = subprocess.run(
-        ["git", "rev-parse", "HEAD"], cwd=CHECKOUT, capture_output=True, text=True, check=False
+        ["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True, check=False
     ).stdout.strip()
     found: dict[str, Any] = {"platform": platform.platform(), "python": platform.python_version(), "commit": commit}
     for package in ("torch", "triton", "flash-attn", "transformers"):
@@ -166,7 +165,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--json", metavar="FILE", type=Path, help="the machine and every check's numbers go there")
     parser.add_argument("--only", metavar="WORD", default="", help="checks with this in their names")
     parser.add_argument(
-        "--memory-gb", metavar="N", type=float, default=24.0, help="most GPU memory a check may take (default: 24)"
+        "--memory-gb", metavar="N", type=float, default=40.0, help="most GPU memory a check may take (default: 40)"
     )
     return parser
 

@@ -20,8 +20,8 @@ from model.graphs import graph_bytes
 STEP_TOKENS, IMAGE_TOKENS, ROWS = 2048, 4096, 320
 FORMULA_SHARE = 1.3  # of a formula that what it is for may take
 ROOFLINE = {  # on a GPU, by config: batch, visual tokens, new tokens, and the bytes it takes
-    "2b": (64, 1024, 128, 12e9),
-    "8b": (64, 1024, 128, 30e9),
+    "2b": (64, 1024, 128, 16e9),
+    "8b": (64, 1024, 128, 34e9),
 }
 
 
@@ -101,7 +101,7 @@ def check_roofline(settings: Settings, *, config: str, **flags: Any) -> Numbers:
     parser = argparse.ArgumentParser()
     bench_roofline.add_arguments(parser)
     options = parser.parse_args([])
-    chosen: dict[str, Any] = {"batch_size": 2, "visual_tokens": 16, "new_tokens": 4, "draft_tokens": 2}
+    chosen: dict[str, Any] = {"batch_size": 2, "visual_tokens": 16, "new_tokens": 4, "draft_tokens": 2, "seconds": 0.1}
     if settings.is_cuda:
         batch, visual_tokens, new_tokens, wanted = ROOFLINE[config]
         settings.needs_bytes(wanted)

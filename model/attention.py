@@ -4,6 +4,7 @@ Letters: N packed positions of all sequences, H query heads, K key heads, G = H 
 dimension, S sequences, B blocks of a block table.
 """
 
+import inspect
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -71,9 +72,27 @@ def checked_implementation(name: str, device: torch.device, cache_dtype: torch.d
         raise ValueError(
             f"attn_implementation {name!r}: choose 'auto', 'sdpa', 'numba', 'triton' or 'flash_attention_2'"
         )
+    _check_flash(device, cache_dtype)
+    return "flash_attention_2"
+
+
+def _check_flash(device: torch.device, cache_dtype: torch.dtype) -> None:
+    """Raises ValueError where neither the package nor torch's own build can read a cache of this dtype."""
     if device.type != "cuda":
         raise ValueError(f"attn_implementation 'flash_attention_2' is for GPUs, not {device.type}: choose 'auto'")
-    return "flash_attention_2"
+    if cache_dtype not in (torch.bfloat16, torch.float16):
+        raise ValueError(
+            f"attn_implementation 'flash_attention_2' computes in bfloat16 or float16, not {cache_dtype}: choose 'auto'"
+        )
+    if (
+        not has_flash_attn()
+        and varlen_attn is not None
+        and "block_table" not in inspect.signature(varlen_attn).parameters
+    ):
+        raise ValueError(
+            f"attn_implementation 'flash_attention_2' needs flash-attn, or torch 2.12 or newer, not "
+            f"{torch.__version__}: choose 'auto'"
+        )
 
 
 def has_flash_attn() -> bool:
@@ -456,7 +475,9 @@ class PagedVarlen:
         self._slots_N = device_tensor(slots_of(chunks, tables_SB, cache.block_size), device)
         self._tables_SB = device_tensor(tables_SB.astype(np.int32), device)
         self._offsets = device_tensor(offsets_of([len(chunk) for chunk in chunks]), device)
-        self._ends_S = device_tensor(np.array([chunk.end for chunk in chunks], dtype=np.int32), device)
+        ends = [chunk.end for chunk in chunks]
+        self._ends_S = device_tensor(np.array(ends, dtype=np.int32), device)
+        self._key_offsets = device_tensor(offsets_of(ends), device)
         self._longest_query = max(len(chunk) for chunk in chunks)
         self._longest_key = max(chunk.end for chunk in chunks)
 
@@ -468,7 +489,7 @@ class PagedVarlen:
             keys,
             values,
             self._offsets,
-            None,
+            self._key_offsets,  # says what seqused_k says; torch documents it as optional, and its C++ reads it
             self._longest_query,
             self._longest_key,
             window_size=CAUSAL,

@@ -1,12 +1,8 @@
 """Attention over the paged cache against the definition, written out token by token in numpy."""
 
-import inspect
-from itertools import pairwise
-
 import numpy as np
 import pytest
 import torch
-from torch.nn.attention.varlen import varlen_attn
 
 import model.attention
 from model.attention import (
@@ -34,79 +30,18 @@ def attend(query_D: np.ndarray, keys_TD: np.ndarray, values_TD: np.ndarray) -> n
     return weights_T @ values_TD / weights_T.sum()
 
 
-def flash_varlen_stand_in(q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, *, causal, block_table):
-    """What flash-attn 2.8 documents for `flash_attn_varlen_func`, in loops: the mask is aligned to the bottom right."""
-    assert causal
-    assert {part.dtype for part in (cu_seqlens_q, cu_seqlens_k, block_table)} == {torch.int32}
-    assert cu_seqlens_q.diff().max() == max_seqlen_q
-    assert cu_seqlens_k.diff().max() == max_seqlen_k
-    output = torch.empty_like(q)
-    for row, (start, end) in enumerate(pairwise(cu_seqlens_q)):
-        length = int(cu_seqlens_k[row + 1] - cu_seqlens_k[row])
-        keys, values = (part[block_table[row].long()].flatten(0, 1)[:length].numpy() for part in (k, v))
-        for index in range(int(start), int(end)):
-            seen = length - int(end) + index + 1
-            for head in range(HEADS):
-                ours = (slice(seen), head // (HEADS // KEY_HEADS))
-                output[index, head] = torch.from_numpy(attend(q[index, head].numpy(), keys[ours], values[ours]))
-    return output
-
-
-def flash_kvcache_stand_in(q, k_cache, v_cache, *, cache_seqlens, block_table, causal):
-    """`flash_attn_with_kvcache` with one new token of each sequence that is already in the cache."""
-    assert q.shape[1] == 1
-    offsets = torch.arange(len(q) + 1, dtype=torch.int32)
-    key_offsets = torch.cat((torch.zeros(1, dtype=torch.int32), cache_seqlens.cumsum(0, dtype=torch.int32)))
-    longest = int(cache_seqlens.max())
-    attended = flash_varlen_stand_in(
-        q[:, 0], k_cache, v_cache, offsets, key_offsets, 1, longest, causal=causal, block_table=block_table
-    )
-    return attended[:, None]
-
-
-def torch_varlen_stand_in(
-    query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, *, window_size, enable_gqa, seqused_k=None, block_table=None
-):
-    """What torch documents for `varlen_attn`, over packed keys or over the blocks of a cache."""
-    assert enable_gqa == (query.shape[1] != key.shape[-2])
-    if block_table is None:
-        assert (seqused_k, window_size) == (None, (-1, -1))
-        return flash_packed_stand_in(query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, causal=False)
-    assert (cu_seq_k, window_size) == (None, (-1, 0))
-    assert seqused_k.dtype == torch.int32
-    key_offsets = torch.cat((torch.zeros(1, dtype=torch.int32), seqused_k.cumsum(0, dtype=torch.int32)))
-    return flash_varlen_stand_in(
-        query, key, value, cu_seq_q, key_offsets, max_q, max_k, causal=True, block_table=block_table
-    )
-
-
-FLASH_STAND_INS = {
-    "flash-attn": {
-        "flash_attn_varlen_func": flash_varlen_stand_in,
-        "flash_attn_with_kvcache": flash_kvcache_stand_in,
-        "varlen_attn": None,
-    },
-    "torch": {"flash_attn_varlen_func": None, "flash_attn_with_kvcache": None, "varlen_attn": torch_varlen_stand_in},
-}
-
-
 @pytest.mark.parametrize("spans", ROWS.values(), ids=ROWS.keys())
 @pytest.mark.parametrize(
-    ("implementation", "block_size", "mask_size", "flash"),
+    ("implementation", "block_size", "mask_size"),
     [
-        *[("sdpa", *sizes, "torch") for sizes in ((1, 2**22), (3, 2**22), (3, 21), (3, 1))],
-        *[("numba", *sizes, "torch") for sizes in ((1, 2**22), (3, 2**22), (3, 21))],
-        *[("flash_attention_2", 256, 0, flash) for flash in FLASH_STAND_INS],
+        *[("sdpa", *sizes) for sizes in ((1, 2**22), (3, 2**22), (3, 21), (3, 1))],
+        *[("numba", *sizes) for sizes in ((1, 2**22), (3, 2**22), (3, 21))],
     ],
 )
-def test_every_token_sees_its_own_sequence_up_to_itself(
-    monkeypatch, implementation, block_size, mask_size, flash, spans
-):
+def test_every_token_sees_its_own_sequence_up_to_itself(monkeypatch, implementation, block_size, mask_size, spans):
     monkeypatch.setattr(model.attention, "MASK_SIZE", mask_size)
-    for name, stand_in in FLASH_STAND_INS[flash].items():
-        monkeypatch.setattr(model.attention, name, stand_in)
     rng = np.random.default_rng(block_size)
-    num_blocks = BLOCKS * 8 if block_size < 16 else len(spans)
+    num_blocks = BLOCKS * 8
     dtype, tolerance = (np.float32, 1e-5) if implementation == "numba" else (np.float64, 1e-10)
 
     def random(*shape: int) -> np.ndarray:
@@ -143,45 +78,6 @@ def test_every_token_sees_its_own_sequence_up_to_itself(
     np.testing.assert_array_equal(cache.values.numpy(), values)
 
 
-def test_flash_attention_refuses_blocks_it_cannot_read():
-    cache = KeyValueCache(*(torch.zeros(1, KEY_HEADS, 4, 16, HEAD_DIM) for _ in range(2)), torch.float32)
-    with pytest.raises(ValueError, match="multiple of 256, not 16"):
-        paged_attention(cache, [CachedChunk([0], 0, 3)], "flash_attention_2", num_heads=HEADS)
-
-
-def flash_packed_stand_in(q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, *, causal):
-    """`flash_attn_varlen_func` over packed sequences that see themselves whole; head dims it documents: multiples of 8
-    up to 256."""
-    assert not causal
-    assert q.shape[-1] % 8 == 0
-    assert q.shape[-1] <= 256
-    assert cu_seqlens_q.dtype == torch.int32
-    assert torch.equal(cu_seqlens_q, cu_seqlens_k)
-    assert cu_seqlens_q.diff().max() == max_seqlen_q == max_seqlen_k
-    output = torch.empty_like(q)
-    for start, end in pairwise(cu_seqlens_q.tolist()):
-        for head in range(q.shape[1]):
-            scores = (q[start:end, head] @ k[start:end, head].T) / q.shape[-1] ** 0.5
-            output[start:end, head] = scores.softmax(-1) @ v[start:end, head]
-    return output
-
-
-@pytest.mark.parametrize("flash", FLASH_STAND_INS)
-@pytest.mark.parametrize("head_dim", [64, 72])
-def test_the_heads_of_both_towers_go_through_flash_attention_as_through_torch(monkeypatch, head_dim, flash):
-    stand_ins = FLASH_STAND_INS[flash]
-    package = stand_ins["flash_attn_varlen_func"] and flash_packed_stand_in
-    monkeypatch.setattr(model.attention, "flash_attn_varlen_func", package)
-    monkeypatch.setattr(model.attention, "varlen_attn", stand_ins["varlen_attn"])
-    torch.manual_seed(0)
-    query, key, value = torch.randn(3, 5 + 5 + 12 + 4, 2, head_dim)
-    outputs = [
-        packed_attention(query, key, value, (5, 5, 12, 4), causal=False, implementation=implementation)
-        for implementation in ("sdpa", "flash_attention_2")
-    ]
-    torch.testing.assert_close(*outputs)
-
-
 @pytest.mark.parametrize(("key_heads", "causal"), [(6, False), (2, True)])
 def test_under_autocast_on_a_cpu_attention_and_its_gradients_are_those_of_torch_in_fp64(key_heads, causal):
     generator = torch.Generator().manual_seed(0)
@@ -199,19 +95,6 @@ def test_under_autocast_on_a_cpu_attention_and_its_gradients_are_those_of_torch_
     assert ours[0].dtype == torch.bfloat16
     for found, expected in zip(ours, attended(torch.float64), strict=True):
         torch.testing.assert_close(found.double(), expected, atol=0.05, rtol=0.05)
-
-
-def test_flash_attention_is_for_gpus_with_the_package_or_without():
-    assert checked_implementation("flash_attention_2", torch.device("cuda"), torch.bfloat16) == "flash_attention_2"
-    with pytest.raises(ValueError, match="'flash_attention_2' is for GPUs, not cpu: choose 'auto'"):
-        checked_implementation("flash_attention_2", torch.device("cpu"), torch.float32)
-
-
-def test_torch_has_the_arguments_our_flash_attention_gives_it():
-    """What the stand-in takes is what torch's own function takes."""
-    ours, theirs = (inspect.signature(function).parameters for function in (torch_varlen_stand_in, varlen_attn))
-    assert list(ours)[:7] == list(theirs)[:7]
-    assert set(ours) <= set(theirs)
 
 
 def test_what_a_cpu_attends_with_follows_the_dtype_of_its_cache():
