@@ -104,8 +104,8 @@ def _listed_file(path: str) -> Iterator[Asset]:
             raise
         yield Asset(path, 0, "")  # a link to nothing
         return
-    if stat.S_ISREG(info.st_mode):
-        yield Asset(path, info.st_size, _version(info))
+    is_file = stat.S_ISREG(info.st_mode)  # opening a pipe would wait for somebody to write
+    yield Asset(path, info.st_size, _version(info)) if is_file else Asset(path, 0, "")
 
 
 def _version(info: os.stat_result) -> str:

@@ -88,7 +88,9 @@ def _entry(asset: Asset) -> Entry:
         message = "its name is not valid UTF-8 and cannot stand in a table; rename it"
         return Asset(named, 0, "", asset.user), Failure(Stage.LIST, ErrorCode.UNSUPPORTED_TYPE, message)
     if not asset.etag:
-        return asset, Failure(Stage.LIST, ErrorCode.NOT_FOUND, "is a link to nothing")
+        return asset, Failure(
+            Stage.LIST, ErrorCode.NOT_FOUND, "is a link to nothing, or no file: a pipe, a socket, a device"
+        )
     return asset
 
 

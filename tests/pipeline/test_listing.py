@@ -143,6 +143,12 @@ def test_names_that_no_table_can_hold_and_links_to_nothing_become_failures(tmp_p
     assert (latin.uri, latin_failure.code) == (f"{tmp_path}/caf\\udce9.pdf", ErrorCode.UNSUPPORTED_TYPE)
 
 
+def test_a_pipe_in_a_folder_is_a_failure_and_no_wait(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "scan.pdf")
+    ((_, failure),) = list_inputs(Store(), str(tmp_path))
+    assert (failure.code, "a pipe" in failure.message) == (ErrorCode.NOT_FOUND, True)
+
+
 # Manifests
 
 

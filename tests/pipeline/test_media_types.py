@@ -7,6 +7,7 @@ import lzma
 import mailbox
 import tarfile
 import zipfile
+import zlib
 from email.message import EmailMessage
 from pathlib import Path
 
@@ -63,11 +64,21 @@ def mbox(folder: Path) -> bytes:
     return (folder / "mails").read_bytes()
 
 
+def encrypted_zip() -> bytes:
+    data = bytearray(zipped(zipfile.ZIP_STORED, "a.pdf"))
+    data[6] |= 1
+    return bytes(data)
+
+
 TAR = tarred(tarfile.USTAR_FORMAT, ("one.pdf", ONE_PAGE))
 OTHERS = {
     "stored zip": (zipped(zipfile.ZIP_STORED, "a.pdf", "b.pdf"), "zip archive"),
     "deflated zip": (zipped(zipfile.ZIP_DEFLATED, "a.pdf"), "zip archive"),
     "empty zip": (zipped(zipfile.ZIP_STORED), "zip archive"),
+    "encrypted zip": (encrypted_zip(), "zip archive"),
+    "zip behind a program": (b"MZ" + bytes(60) + zipped(zipfile.ZIP_STORED, "a.pdf"), "a program"),
+    "zip behind a script": (b"#!/bin/sh\nexec x\n" + zipped(zipfile.ZIP_STORED, "a.pdf"), "a script"),
+    "zip behind zeros": (bytes(100) + zipped(zipfile.ZIP_STORED, "a.pdf"), "zip archive"),
     "docx": (zipped(zipfile.ZIP_STORED, "[Content_Types].xml", "word/document.xml"), "office document"),
     "epub": (b"PK\3\4" + bytes(26) + b"mimetypeapplication/epub+zip" + ONE_PAGE, "EPUB"),
     "ustar": (TAR, "tar archive"),
@@ -92,6 +103,44 @@ OTHERS = {
         b"Content-Type: application/pdf\r\nMIME-Version: 1.0\r\n\r\n" + ONE_PAGE,
         "mail",
     ),
+    "Apple's mail": (b"1234      \nReturn-Path: <a@b>\nSubject: x\n\n" + ONE_PAGE, "mail"),
+    "an upload": (
+        b'------Form\r\nContent-Disposition: form-data; filename="a.pdf"\r\n'
+        b"Content-Type: application/pdf\r\n\r\n" + ONE_PAGE,
+        "mail",
+    ),
+    "signed": (b"\x30\x82\x10\0\x06\x09\x2a\x86\x48\x86\xf7\x0d\x01\x07\x02" + bytes(30) + ONE_PAGE, "PKCS #7"),
+    "Outlook": (b"!BDN" + bytes(300) + ONE_PAGE, "mailbox"),
+    "lha": (b"\x1d\0-lh0-" + bytes(20) + ONE_PAGE, "LHA"),
+    "arj": (b"\x60\xea" + bytes(30) + ONE_PAGE, "ARJ"),
+    "stored zlib": (zlib.compress(ONE_PAGE, 0), "zlib"),
+    "lzma": (lzma.compress(ONE_PAGE, format=lzma.FORMAT_ALONE), "lzma"),
+    "old lz4": (b"\x02\x21\x4c\x18" + ONE_PAGE, "lz4"),
+    "zstd with a frame to skip": (b"\x50\x2a\x4d\x18\4\0\0\0abcd\x28\xb5\x2f\xfd" + ONE_PAGE, "zstd"),
+    "property list": (b"bplist00" + ONE_PAGE, "property list"),
+    "pickle": (b"\x80\x04\x95" + bytes(9) + ONE_PAGE, "pickle"),
+    "dicom": (bytes(128) + b"DICM" + bytes(200) + ONE_PAGE, "DICOM"),
+    "chm": (b"ITSF" + bytes(200) + ONE_PAGE, "CHM"),
+    "mobi": (b"title" + bytes(55) + b"BOOKMOBI" + ONE_PAGE, "Mobipocket"),
+    "network traffic": (b"\xd4\xc3\xb2\xa1" + bytes(60) + ONE_PAGE, "traffic"),
+    "values of a form": (b"%FDF-1.2\n%\xe2\xe3\n1 0 obj <</F (%PDF-1.4)>>\n" + ONE_PAGE, "FDF"),
+    "postscript in a printer's lines": (
+        b"\x1b%-12345X@PJL JOB\n@PJL ENTER LANGUAGE = POSTSCRIPT\n%!PS\n%PDF-1.4\n",
+        "PostScript",
+    ),
+    "postscript behind a mark": (b"\x04%!PS-Adobe\n%PDF-1.4\n", "PostScript"),
+    "html comment": (b"<!-- saved --><html>%PDF-1.4\n", "HTML"),
+    "script": (b"<script>location = '/login'</script>", "HTML"),
+    "php": (b"<?php\n%PDF-1.4\n", "script"),
+    "git lfs": (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n", "Git LFS"),
+    "base64": (b"JVBERi0xLjcK" * 9, "base64"),
+    "a program's source": (b"import x\nif data.startswith(b'%PDF-1.4'):\n    pass\n", "a text"),
+    "a text about PDFs": (b"# Title\n\nThe header is %PDF-1.7 and so on", "a text"),
+    "a table": (b"uri,name\n%PDF-1.4,x\n", "a text"),
+    "Russian": ("Отчёт о файлах".encode() + b" %PDF-1.4!", "a text"),
+    "ppm": (b"P6\n10 10\n255\n" + bytes(300), "PNM"),
+    "zeros": (bytes(2000), "neither"),
+    "ones": (b"\xff" * 2000, "neither"),
     "html": (b"\n<!DOCTYPE html><p>%PDF-1.4</p>", "HTML"),
     "html in UTF-16": ("\ufeff<html><p>page</p>".encode("utf-16-le"), "HTML"),
     "xml": (b"\xef\xbb\xbf<?xml version='1.0'?><pdf>%PDF-1.4</pdf>", "XML"),
@@ -120,6 +169,9 @@ JUNK = {
     "a warning of PHP": b"<br />\n<b>Warning</b>: date() in <b>x.php</b><br />\n",
     "zeros": bytes(600),
     "text": b"Report of today\n",
+    "text without a line's end": b"GARBAGE" * 9,
+    "noise": bytes(range(90, 256)) * 4,
+    "as much as there may be": b" " * 1019,
 }
 
 
