@@ -66,7 +66,7 @@ def _free_cuda_bytes(network: Qwen3VL, options: EngineOptions, implementation: A
             implementation=implementation,
         )
     needed_bytes = torch.cuda.max_memory_allocated(device) - weights_bytes
-    if options.cuda_graphs:  # they are recorded later, when the cache has what is left
+    if options.cuda_graphs:  # they are recorded when the cache has taken what is left
         needed_bytes += graph_bytes(
             needed_bytes,
             max_rows=options.max_step_rows,

@@ -1,5 +1,5 @@
-"""Decode and verify steps as CUDA graphs: recorded once for each size, then the host starts a step by a single call,
-where it takes longer to launch some hundred kernels than a GPU to run them.
+"""Decode and verify steps as CUDA graphs: recorded once for each size, most of them before the first request, then the
+host starts a step by a single call, where it takes longer to launch some hundred kernels than a GPU to run them.
 
 A graph does the same work on the same memory each time, so all that differs between steps lies in buffers that are
 filled before. A step is rounded up to one of a few sizes: rows beyond the real ones write into a block of the cache
@@ -8,6 +8,8 @@ that nobody reads, sequences beyond have no tokens, and nobody looks at what com
 Letters: N rows (tokens) of a step, S sequences, B blocks of a table, V vocabulary.
 """
 
+import logging
+import time
 from collections.abc import Callable, Sequence
 from functools import partial
 
@@ -29,6 +31,8 @@ from model.attention import (
 )
 from model.drafts import MAX_LENGTH
 from model.qwen3_vl import Qwen3VL
+
+logger = logging.getLogger(__name__)
 
 Work = Callable[[], Tensor]
 LONGEST_CHUNK = 1 + MAX_LENGTH
@@ -58,13 +62,27 @@ class StepGraphs:
         zeros = partial(torch.zeros, device=cache.keys.device)
         self._token_ids_N = zeros(rows, dtype=torch.long)
         self._positions_3N = zeros(3, rows, dtype=torch.long)
-        self._slots_N = zeros(rows, dtype=torch.long)
+        self._slots_N = torch.full((rows,), self._spare_slot, device=cache.keys.device)
         self._tables_SB = zeros(sequences, cache.keys.shape[2], dtype=torch.int32)
         self._offsets = zeros(sequences + 1, dtype=torch.int32)
         self._starts_S = zeros(sequences, dtype=torch.int32)
         # One for all graphs: what each of them gave out by itself would stay allocated, gigabytes in all.
         vocabulary = network.config.text.vocab_size // network.group.size
         self._logits_NV = zeros(rows, vocabulary, dtype=cache.dtype)
+
+    @torch.inference_mode()
+    def record_first(self) -> None:
+        """Before the first request: the largest step that checks drafts, then all that check none, from the largest to
+        the smallest. One pool serves them all, so the first one takes what there is to take; the sizes between, some
+        hundred, are recorded when they come, in what the pool has."""
+        counts = sorted({_rounded(count) for count in range(1, self._max_sequences + 1)}, reverse=True)
+        sizes = [(count, count, 1) for count in counts]
+        if self._max_rows > self._max_sequences:
+            sizes.insert(0, (_rounded(self._max_rows), counts[0], LONGEST_CHUNK))
+        began = time.perf_counter()
+        for size in sizes:
+            self._recorded[size] = self._record(self._work(*size))
+        logger.info("%d graphs recorded in %.1f s", len(sizes), time.perf_counter() - began)
 
     def fits(self, chunks: Sequence[CachedChunk]) -> bool:
         """Whether a step of these chunks, none of which has an image, can be done here."""

@@ -86,6 +86,8 @@ class Runner:
         self._sight = Sight(network, implementation)
         with on_device(self._device):
             self._graphs = graphs(network, self._cache, spare_block=num_blocks) if graphs else None
+            if self._graphs:
+                self._graphs.record_first()
 
     @torch.inference_mode()
     def launch(self, chunks: tuple[Chunk, ...]) -> Pass:
