@@ -136,7 +136,7 @@ def check_answers(
     if settings.is_cuda and torch.cuda.device_count() < devices:
         raise CannotRunError(f"needs {devices} GPUs, and torch sees {torch.cuda.device_count()}")
     if quantization and not multiplies_fp8_blocks(torch.device(settings.device)):
-        raise CannotRunError("FP8 blocks are multiplied by GPUs of compute capability 9.x")
+        raise CannotRunError("FP8 blocks are multiplied on capability 9.x by CUDA 12.9")
     engine_options = engine_options_of(settings, quantization=quantization, **options)
     folder = str(settings.folder)
     right = from_pretrained(folder, dtype=torch.float32, quantization=quantization)

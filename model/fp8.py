@@ -40,8 +40,11 @@ def scale_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def multiplies_fp8_blocks(device: torch.device) -> bool:
-    """Whether torch has the block-scaled product on this device: Hopper only."""
-    return device.type == "cuda" and torch.cuda.get_device_capability(device)[0] == 9
+    """Whether torch has the block-scaled product on this device: on Hopper only, by cuBLAS of CUDA 12.9 or newer."""
+    if device.type != "cuda" or torch.cuda.get_device_capability(device)[0] != 9:
+        return False
+    built_for = (torch.version.cuda or "0.0").split(".")
+    return (int(built_for[0]), int(built_for[1])) >= (12, 9)
 
 
 class Fp8Linear(nn.Module):

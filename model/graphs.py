@@ -57,13 +57,14 @@ class StepGraphs:
         self._max_rows = max_rows
         self._spare_slot = spare_block * cache.block_size
         self._record = record or _CudaRecorder()
-        self._recorded: dict[tuple[int, int, int], Work] = {}
+        self._recorded: dict[tuple[int, int, int], tuple[Work, Work]] = {}  # what was recorded, and what repeats it
         rows, sequences = _rounded(max_rows), _rounded(max_sequences)
         zeros = partial(torch.zeros, device=cache.keys.device)
         self._token_ids_N = zeros(rows, dtype=torch.long)
         self._positions_3N = zeros(3, rows, dtype=torch.long)
         self._slots_N = torch.full((rows,), self._spare_slot, device=cache.keys.device)
-        self._tables_SB = zeros(sequences, cache.keys.shape[2], dtype=torch.int32)
+        longest = -(-network.config.text.max_position_embeddings // cache.block_size)
+        self._tables_SB = zeros(sequences, min(cache.keys.shape[2], longest), dtype=torch.int32)
         self._offsets = zeros(sequences + 1, dtype=torch.int32)
         self._starts_S = zeros(sequences, dtype=torch.int32)
         # One for all graphs: what each of them gave out by itself would stay allocated, gigabytes in all.
@@ -81,7 +82,7 @@ class StepGraphs:
             sizes.insert(0, (_rounded(self._max_rows), counts[0], LONGEST_CHUNK))
         began = time.perf_counter()
         for size in sizes:
-            self._recorded[size] = self._record(self._work(*size))
+            self._keep(size)
         logger.info("%d graphs recorded in %.1f s", len(sizes), time.perf_counter() - began)
 
     def fits(self, chunks: Sequence[CachedChunk]) -> bool:
@@ -97,8 +98,15 @@ class StepGraphs:
         size = _rounded(len(token_ids_N)), _rounded(len(chunks)), longest
         self._fill(token_ids_N, positions_3N, chunks, *size[:2])
         if size not in self._recorded:
-            self._recorded[size] = self._record(self._work(*size))
-        return self._recorded[size]()[: len(token_ids_N)]
+            self._keep(size)
+        _, repeat = self._recorded[size]
+        return repeat()[: len(token_ids_N)]
+
+    def _keep(self, size: tuple[int, int, int]) -> None:
+        """Records the work of a size. The work stays as well: it holds tensors of its own that a graph reads by their
+        address, and which would be given to others."""
+        work = self._work(*size)
+        self._recorded[size] = work, self._record(work)
 
     def _fill(
         self,
@@ -160,15 +168,16 @@ class _CudaRecorder:
 
     def __init__(self) -> None:
         self._pool = torch.cuda.graph_pool_handle()
+        # Of the device that is current now: torch's own for recording is that of the first graph in the process.
+        self._stream = torch.cuda.Stream()
 
     def __call__(self, work: Work) -> Work:
-        stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
+        self._stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(self._stream):
             work()  # kernels are compiled and libraries make their workspaces, which must not be recorded
-        torch.cuda.current_stream().wait_stream(stream)
+        torch.cuda.current_stream().wait_stream(self._stream)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool):
+        with torch.cuda.graph(graph, pool=self._pool, stream=self._stream):
             output = work()
 
         def replay() -> Tensor:

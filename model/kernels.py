@@ -45,7 +45,7 @@ def attend_paged(
     tokens_per_tile: int,
 ) -> Tensor:
     """-> [N, H, D]. `keys`, `values`: one layer's cache [K, blocks, block size, D], of the query's dtype or fp8; the
-    block size is a power of two from 16 on. All index tensors int32: sequence s has its tokens at offsets[s] to
+    block size is a power of two from 16 to 128. All index tensors int32: sequence s has its tokens at offsets[s] to
     offsets[s + 1] of N, and the first of them is token starts_S[s] of the sequence. Tile t attends `tokens_per_tile`
     tokens of sequence tile_sequences[t] from its tile_firsts[t] on.
     """

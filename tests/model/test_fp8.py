@@ -152,10 +152,13 @@ def hopper_stand_in(a, b, *, scale_a, scale_recipe_a, scale_b, scale_recipe_b, o
     assert len(a) % 4 == 0  # as cuBLASLt wants rows; one that has fewer scales than it reads gets what lies behind them
     assert a.is_contiguous()
     assert b.stride(0) == 1  # column major
-    assert scale_a.shape == (len(a), -(-a.shape[1] // 128))
-    assert scale_a.stride(0) == 1
-    assert scale_b.shape[0] % 4 == 0
-    assert scale_b.stride(0) == 1
+    assert a.shape[1] % 16 == b.shape[1] % 16 == 0
+    blocks = -(-a.shape[1] // 128)
+    fours = -(-blocks // 4) * 4
+    assert scale_a.shape == (len(a), blocks)
+    assert scale_a.stride() in ((1, len(a)), (1, 1) if blocks == 1 else ())
+    assert scale_b.shape == (fours, -(-b.shape[1] // 128))
+    assert scale_b.stride() == (1, fours)
     output = torch.zeros(a.shape[0], b.shape[1])
     columns = torch.arange(b.shape[1]) // 128
     for block in range(scale_a.shape[1]):
@@ -239,6 +242,16 @@ def test_layers_that_the_checkpoint_leaves_out_stay_as_they_were_trained(tmp_pat
     assert not any(".layers.1." in name for name in kept)
     with pytest.raises(ValueError, match=r"leaves out model.language_model.layers.1.*stored in FP8"):
         from_pretrained(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("capability", "cuda", "multiplies"),
+    [((9, 0), "12.9", True), ((9, 0), "13.0", True), ((9, 0), "12.6", False), ((10, 0), "13.0", False)],
+)
+def test_blocks_are_multiplied_where_torch_has_the_product(monkeypatch, capability, cuda, multiplies):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    monkeypatch.setattr(torch.version, "cuda", cuda)
+    assert model.fp8.multiplies_fp8_blocks(torch.device("cuda")) is multiplies
 
 
 @pytest.mark.parametrize("rows", [1, 2, 3, 4, 5])

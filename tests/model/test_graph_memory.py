@@ -1,6 +1,7 @@
 """Graphs are recorded before the first request, in the memory that the cache left them. Bytes are counted by a recorder
 that keeps a pool as CUDA's allocator does: as large as the largest work that was recorded into it."""
 
+import gc
 import weakref
 from functools import partial
 from itertools import product
@@ -110,3 +111,30 @@ def test_what_is_recorded_first_writes_where_nobody_reads(network):
     cache = runner(network, Recorder())._cache
     assert not cache.keys[:, :, :64].any()
     assert cache.keys[:, :, 64:].any()
+
+
+def test_what_a_graph_reads_by_its_address_stays(network, monkeypatch):
+    """A graph holds no tensors: those of its work that nobody else holds were given to others, and it read theirs."""
+    read: list[weakref.ref] = []
+
+    def attend(query_NHD, *cached, **places):
+        read.extend(weakref.ref(part) for part in places.values() if torch.is_tensor(part))
+        return torch.zeros_like(query_NHD)
+
+    def record(work):
+        output = work()
+        return lambda: output  # as a graph's replay, which keeps what came out and not the work
+
+    monkeypatch.setattr(kernels, "attend_paged", attend)
+    kept = runner(network, record)
+    gc.collect()
+    assert kept
+    assert read
+    assert all(tensor() is not None for tensor in read)
+
+
+def test_tables_are_as_wide_as_the_context_and_not_as_the_cache(network):
+    context = network.config.text.max_position_embeddings
+    graphs = partial(StepGraphs, max_sequences=BATCH, max_rows=BATCH, record=lambda work: work)
+    large = Runner(network, num_blocks=context, block_size=16, implementation="triton", graphs=graphs)
+    assert large._graphs._tables_SB.shape == (24, context // 16)
