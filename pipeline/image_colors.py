@@ -10,7 +10,7 @@ from PIL.TiffImagePlugin import TiffImageFile
 
 _WHITE_IS_ZERO = 0  # of TIFF's PhotometricInterpretation
 _SIGNED = 2  # of its SampleFormat
-DIM = 15  # of 255: an image with nothing brighter holds samples of four bits or fewer
+_DIM = 15  # of 255: an image with nothing brighter holds samples of four bits or fewer
 _LIGHT = 200  # of 255: what would be lost on white paper
 _MUCH = 0.25  # of what is seen
 _SAMPLE_SIDE = 512  # pixels of the picture in which the colour of the paper is chosen
@@ -143,16 +143,19 @@ def _from_lab(image: Image.Image) -> Image.Image:
 
 
 def brightest(image: Image.Image) -> int:
-    """The highest of the samples of eight bits, transparency left out."""
+    """The highest of the samples of eight bits; 255 where something is clear, for then dark ones may be all the ink."""
     extrema: Any = image.getextrema()
     channels = extrema if isinstance(extrema[0], tuple) else (extrema,)
-    return max(high for _, high in channels[: 3 if image.mode.startswith("RGB") else 1])
+    has_alpha = image.mode.endswith(("A", "a"))
+    if (has_alpha and channels[-1][0] < 255) or "transparency" in image.info:
+        return 255
+    return max(high for _, high in channels[: len(channels) - has_alpha])
 
 
 def _brightened(image: Image.Image) -> Image.Image:
     """Samples of 1 to 4 bits in 8 made visible."""
     highest = brightest(image)
-    if not 0 < highest <= DIM:
+    if not 0 < highest <= _DIM:
         return image
     white = 2 ** highest.bit_length() - 1
     table = [min(255, value * 255 // white) for value in range(256)]

@@ -15,7 +15,7 @@ from PIL import ExifTags, Image
 from PIL.ImageFile import ImageFile as PillowFile
 from PIL.TiffImagePlugin import TiffImageFile
 
-from pipeline.image_colors import DIM, brightest, on_paper, paper_for, plain
+from pipeline.image_colors import brightest, on_paper, paper_for, plain
 from pipeline.pixels import WHOLE_PAGE, PixelBudget, cut_page, make_page, overview_size
 from pipeline.rare_images import RareTiff, TiffHeader, has_wide_colours, image_bomb, is_common, wide_colours
 from pipeline.records import BadInput, Box, ErrorCode, Page, Stage
@@ -31,6 +31,7 @@ PILLOW_FORMATS = {
 MAX_PIXELS = 179_000_000  # of one image, where the job says nothing else
 _PIXEL_ASPECTS = (0.2, 5.0)  # of width to height: faxes have 0.52 to 2.1; what lies beyond is a mistake
 _ALMOST_SQUARE = 0.02
+_QUARTER = 63  # of 255: an image of 16 bits with nothing brighter uses 14 or fewer
 _SUB_IFDS = 330  # the tag of frames that hang on a frame
 
 # How a stored image becomes upright, by its EXIF orientation, and how far that turns it clockwise (after mirroring).
@@ -196,28 +197,31 @@ class ImageFile:
     def _loaded(self, page_no: int) -> Image.Image:
         """The current frame with its pixels: by Pillow, or where it does not read all that there is, otherwise."""
         image = self._image
-        if isinstance(image, TiffImageFile) and image is self._chain and self._is_tiff:
-            return self._loaded_tiff(image, self._frames[page_no - 1])
         is_wide = has_wide_colours(image)
+        if isinstance(image, TiffImageFile) and image is self._chain:
+            return self._loaded_tiff(image, self._frames[page_no - 1], is_wide=is_wide)
         image.load()
-        return wide_colours(self._file) if is_wide and brightest(image) <= DIM else image
+        return wide_colours(self._file) if is_wide and _uses_few_bits(image) else image
 
-    def _loaded_tiff(self, image: TiffImageFile, frame: _Frame) -> Image.Image:
-        if not is_common(image.tag_v2):
+    def _loaded_tiff(self, image: TiffImageFile, frame: _Frame, *, is_wide: bool) -> Image.Image:
+        failure: Exception | None = None
+        if is_common(image.tag_v2):
             try:
-                rare = self._rare_frame(frame)
-                rare.load()
-                return rare
-            except _DECODE_ERRORS:
-                image.load()  # in part is more than nothing
-                return image
+                image.load()
+            except _DECODE_ERRORS as error:  # Pillow knows the frame but not how it is compressed
+                failure = error
+            else:
+                if not (is_wide and _uses_few_bits(image)):
+                    return image
         try:
-            image.load()
-        except _DECODE_ERRORS:  # Pillow knows the frame but not how it is compressed
             rare = self._rare_frame(frame)
             rare.load()
-            return rare
-        return image
+        except _DECODE_ERRORS:
+            if failure is not None:
+                raise
+            image.load()  # in part is more than nothing
+            return image
+        return rare
 
     def _decode(self, page_no: int, budget: PixelBudget) -> Image.Image:
         """The current frame upright as "L", "RGB" or "RGBA", perhaps at a fraction of its size."""
@@ -236,6 +240,13 @@ class ImageFile:
             raise BadInput(Stage.RENDER, ErrorCode.CORRUPT, f"the image cannot be decoded: {error}") from error
         turn = None if self._is_tiff else _TO_UPRIGHT.get(orientation)
         return upright if turn is None else upright.transpose(turn)
+
+
+def _uses_few_bits(image: Image.Image) -> bool:
+    """Whether what is left of 16 bits is dim, or next to nothing of it opaque."""
+    extrema: Any = image.getextrema()
+    is_faint = image.mode.endswith(("A", "a")) and extrema[-1][1] <= _QUARTER
+    return bool(is_faint) or brightest(image) <= _QUARTER
 
 
 def _page_size(image: PillowFile) -> tuple[float, float]:

@@ -2,6 +2,7 @@
 
 import io
 import logging
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, BinaryIO
@@ -26,7 +27,7 @@ _PAGE = 0b010
 _MASK = 4  # of PhotometricInterpretation
 _SMALLER_VERSION = 2  # of the older SubfileType
 _KEPT = (254, 255, 274, 282, 283)  # NewSubfileType, SubfileType, Orientation, XResolution, YResolution
-_WIDE_COLOURS = ("RGB;16B", "LA;16B", "RGBA;16B")  # how Pillow names samples of a PNG it halves
+_WIDE_COLOURS = re.compile("(RGB|LA|RGBA|RGBa|RGBX);16[BLN]")  # how Pillow names samples that it halves
 
 
 def image_bomb(stage: Stage, width: int, height: int, max_pixels: int) -> BadInput:
@@ -57,12 +58,13 @@ class TiffHeader:
 
 
 def is_common(tags: Mapping[int, Any]) -> bool:
-    """Whether Pillow reads a frame as it is meant: deep samples, those with a sign, planes and what may be alpha it
-    reads in part, or in a wrong order of bytes."""
+    """Whether Pillow reads a frame of a TIFF as it is meant: deep samples, those with a sign, planes and what may be
+    alpha it reads in part, or in a wrong order of bytes. Colours of 16 bits it reads right but halved."""
     bits, formats, extra = (tags.get(tag, (1,)) for tag in (258, 339, 338))
     if not all(isinstance(values, tuple) for values in (bits, formats, extra)):
         return True
-    is_deep = max(bits) > 8 or any(value not in _UNSIGNED for value in formats)
+    depth = 16 if tags.get(262) == _RGB and len(bits) > 2 else 8
+    is_deep = max(bits) > depth or any(value not in _UNSIGNED for value in formats)
     return not (is_deep or (len(bits) > 1 and tags.get(284) == 2) or 0 in extra)
 
 
@@ -167,8 +169,9 @@ def _number(value: Any) -> Any:
 
 
 def has_wide_colours(image: Image.Image) -> bool:
-    """Whether an image that is not loaded yet is a PNG of which Pillow reads the upper eight of 16 bits."""
-    return any(part[3] in _WIDE_COLOURS for part in getattr(image, "tile", ()))
+    """Whether Pillow will read the upper eight of 16 bits of an image that is not loaded yet."""
+    names = [str(word) for part in getattr(image, "tile", ()) for word in np.atleast_1d(part[3])]
+    return any(_WIDE_COLOURS.fullmatch(name) for name in names)
 
 
 def wide_colours(file: BinaryIO) -> Image.Image:

@@ -19,7 +19,11 @@ from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
 
+import imagecodecs
+import numpy as np
+import pikepdf
 import psutil
+import tifffile
 from PIL import Image
 from reportlab.pdfgen.canvas import Canvas
 
@@ -99,8 +103,49 @@ def seed_files(rng: random.Random) -> list[bytes]:
         frames = [picture.convert("1" if compression == "group4" else "L") for _ in range(3)]
         frames[0].save(file, "TIFF", save_all=True, append_images=frames[1:], compression=compression)
         seeds.append(file.getvalue())
+    grey = np.asarray(picture.convert("L"))
+    for samples, how in (
+        (
+            grey.astype("u2") * 16,
+            {"photometric": "miniswhite", "compression": "lzw", "predictor": True, "byteorder": ">"},
+        ),
+        (np.stack([grey] * 3).astype("u2") * 257, {"photometric": "rgb", "planarconfig": 2, "tile": (32, 32)}),
+        (grey.astype("f4") / 255, {"compression": "deflate", "predictor": 3, "bigtiff": True}),
+        (
+            np.stack([grey, 255 - grey], 2),
+            {"photometric": "minisblack", "planarconfig": 1, "extrasamples": ["assocalpha"]},
+        ),
+    ):
+        file = io.BytesIO()
+        with tifffile.TiffWriter(file, bigtiff=how.pop("bigtiff", False), byteorder=how.pop("byteorder", "<")) as tiff:
+            tiff.write(samples, subifds=1, **how)
+            tiff.write(samples, subfiletype=1, **how)
+        seeds.append(file.getvalue())
+    seeds.append(imagecodecs.png_encode(np.stack([grey] * 4, 2).astype("u2")))
+    seeds.append(_layered_pdf())
     rng.shuffle(seeds)
     return seeds
+
+
+def _layered_pdf() -> bytes:
+    """Object streams, a layer that is off and a membership."""
+    with pikepdf.new() as pdf:
+        layer = pdf.make_indirect(pikepdf.Dictionary(Type=pikepdf.Name.OCG, Name=pikepdf.String("off")))
+        member = pikepdf.Dictionary(Type=pikepdf.Name.OCMD, VE=pikepdf.Array([pikepdf.Name.Not, layer]))
+        pdf.Root.OCProperties = pikepdf.Dictionary(OCGs=[layer], D=pikepdf.Dictionary(OFF=[layer]))
+        font = pikepdf.Dictionary(Type=pikepdf.Name.Font, Subtype=pikepdf.Name.Type1, BaseFont=pikepdf.Name.Helvetica)
+        for word in (b"one", b"two", b"three"):
+            page = pdf.add_blank_page(page_size=(300, 200))
+            page.Resources = pikepdf.Dictionary(
+                Font=pikepdf.Dictionary(F=font), Properties=pikepdf.Dictionary(a=layer, b=member)
+            )
+            content = (
+                b"/OC /a BDC BT /F 20 Tf 9 99 Td (off) Tj ET EMC /OC /b BDC BT /F 20 Tf 9 50 Td (%s) Tj ET EMC" % word
+            )
+            page.Contents = pdf.make_stream(content)
+        file = io.BytesIO()
+        pdf.save(file, object_stream_mode=pikepdf.ObjectStreamMode.generate)
+        return file.getvalue()
 
 
 def seed_videos(rng: random.Random) -> list[bytes]:

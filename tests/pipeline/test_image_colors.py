@@ -282,13 +282,14 @@ def wide_png(samples: NDArray[Any]) -> bytes:
     return data
 
 
-@pytest.mark.parametrize("white", [65535, 4095, 1023, 255])
+@pytest.mark.parametrize("white", [65535, 16383, 4095, 1023, 255])
 def test_colours_of_sixteen_bits_in_a_png_may_use_few_of_them(white: int) -> None:
     opaque = np.full((*GREY.shape, 1), 65535)
     colours = COLOURS / 255 * white
     assert_looks_like(page_of(wide_png(colours)), COLOURS)
     assert_looks_like(page_of(wide_png(np.concatenate([colours, opaque], 2))), COLOURS)
-    assert_dark_on_light(page_of(wide_png(np.concatenate([GREY[..., None] * white, opaque], 2))))
+    for alpha in (opaque, np.full_like(opaque, white)):
+        assert_dark_on_light(page_of(wide_png(np.concatenate([GREY[..., None] * white, alpha], 2))))
 
 
 def test_a_tiff_may_begin_with_a_frame_that_pillow_does_not_know() -> None:
@@ -369,6 +370,15 @@ def test_light_and_dark_text_on_nothing_are_both_seen() -> None:
     upper, lower = np.split(page.tiles[0], 2)
     assert abs(int(np.median(upper)) - int(upper.max())) > 90
     assert int(np.median(lower)) - int(lower.min()) > 90
+
+
+@pytest.mark.parametrize("ink", [0, 10, 15, 40, 128])
+def test_ink_that_is_not_quite_black_stays_as_dark_on_nothing(ink: int) -> None:
+    shade = np.full((*GREY.shape, 3), ink)
+    samples = np.concatenate([shade, 255 * (1 - GREY[..., None])], 2)
+    shown = (255 - (1 - RGB) * (255 - ink)).astype(np.uint8)
+    assert_looks_like(page_of(saved(Image.fromarray(samples.astype(np.uint8)), "PNG")), shown)
+    assert_looks_like(page_of(wide_png(samples * 257)), shown)
 
 
 @pytest.mark.parametrize("pillow_format", ["PNG", "WEBP", "TIFF"])
