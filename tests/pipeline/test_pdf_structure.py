@@ -404,6 +404,8 @@ def test_a_form_that_a_viewer_has_to_build_is_flagged() -> None:
 def test_a_page_whose_text_does_not_stand_upright_to_a_reader_is_flagged(
     rotate: int, matrix: str, flags: tuple[str, ...]
 ) -> None:
-    content = f"BT /F1 20 Tf {matrix} Tm (most of the text) Tj ET " + "BT /F1 8 Tf 30 30 Td (small) Tj ET"
-    _, (page,) = read(pdf_bytes([PdfPage(f"/MediaBox [0 0 612 792] /Rotate {rotate}", content)]))
-    assert page.facts.flags == flags
+    for mode in (0, 3):  # drawn, and not drawn as behind a scan
+        content = f"BT {mode} Tr /F1 20 Tf {matrix} Tm (most of the text) Tj ET BT /F1 8 Tf 30 30 Td (small) Tj ET"
+        scan = "0.5 g 40 40 300 300 re f "
+        _, (page,) = read(pdf_bytes([PdfPage(f"/MediaBox [0 0 612 792] /Rotate {rotate}", scan + content)]))
+        assert page.facts.flags == flags
