@@ -7,7 +7,7 @@ a shard again writes the same tables.
 import hashlib
 import pickle
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 
 import numpy as np
 import pyarrow as pa
@@ -19,7 +19,7 @@ from pipeline.kinds import Kind
 from pipeline.manifest import ClosedShard, Counts, TableFile
 from pipeline.rows import Row
 from pipeline.store import Store, StoreOptions, join
-from pipeline.streaming import collect, stream
+from pipeline.streaming import Stream, collect, stream
 from pipeline.tables import to_parquet
 
 SHARD_MEMORY_BYTES = 2**30
@@ -29,7 +29,7 @@ _SHARDS = pa.schema([("shard", pa.int64()), ("part", pa.list_(pa.string())), ("u
 
 def close_shards(
     store: StoreOptions, output: str, survey: FrozenSurvey, sealed: pa.Table, kind: Kind
-) -> Iterator[ClosedShard]:
+) -> Stream[ClosedShard]:
     """Writes the tables, a shard in each Ray task; `sealed`: (part, unit_id) of every unit of the survey, each once."""
     books = Books(Store(store), output)
     place = {unit_id: index for index, unit_id in enumerate(sealed["unit_id"].to_pylist())}

@@ -160,7 +160,7 @@ def run(
             sink=sink_options(setup, epoch),
             resources=resources,
         )
-        with closing(pipeline):  # Ray's threads work on for a pass that somebody gave up, also while the process ends
+        with closing(pipeline):
             loads |= follow(pipeline, setup, survey, epoch, missing, stream)
         # The newest run owns the job: two that went on claiming would seal each other's epochs for ever.
         check_ownership(books, epoch)
@@ -182,11 +182,13 @@ def find_survey(setup: Setup, resources: Resources, stream: TextIO) -> FrozenSur
     assert listing is not None, "there was a survey, and it is gone"
     progress = Progress("inputs", len(listing), stream)
     opened = []
-    for assets in open_assets(
+    surveyed = open_assets(
         listing, job.store_options, setup.media, seconds=job.piece_timeout_seconds, resources=resources
-    ):
-        opened.append(assets)
-        progress.add(len(assets), failed=filter(None, assets["error_code"].to_pylist()))
+    )
+    with closing(surveyed):
+        for assets in surveyed:
+            opened.append(assets)
+            progress.add(len(assets), failed=filter(None, assets["error_code"].to_pylist()))
     progress.finish()
     table = pa.concat_tables(opened)
     assert sorted(table["order"].to_pylist()) == listing["order"].to_pylist(), "an input was lost, or came back twice"
@@ -256,9 +258,11 @@ def close(setup: Setup, survey: FrozenSurvey, sealed: pa.Table, stream: TextIO) 
     """Writes the tables."""
     progress = Progress("shards", survey.shards, stream)
     closed = []
-    for shard in close_shards(setup.job.store_options, setup.job.output, survey, sealed, setup.kind):
-        closed.append(shard)
-        progress.add(1)
+    shards = close_shards(setup.job.store_options, setup.job.output, survey, sealed, setup.kind)
+    with closing(shards):
+        for shard in shards:
+            closed.append(shard)
+            progress.add(1)
     progress.finish()
     assert len(closed) == survey.shards, f"{len(closed)} shards came back from {survey.shards}"
     assets, pieces = sum(shard.assets.total for shard in closed), sum(shard.pieces.total for shard in closed)

@@ -1,6 +1,6 @@
 """Pass 2: units -> decoders -> replicas -> parts, one streaming pipeline of Ray Data, one row in and one row out."""
 
-from collections.abc import Callable, Generator
+from collections.abc import Callable
 
 import pyarrow as pa
 from ray.data import ActorPoolStrategy
@@ -10,7 +10,7 @@ from pipeline.replica import Engine, Replica
 from pipeline.resources import WRITER_CPUS, Resources
 from pipeline.rows import Receipt
 from pipeline.sink import PartWriter, SinkOptions
-from pipeline.streaming import collect, stream
+from pipeline.streaming import Stream, collect, stream
 from pipeline.survey import count_pages
 from pipeline.suspects import LedgerActor
 
@@ -26,7 +26,7 @@ def read_units(
     step_timeout_seconds: float,
     sink: SinkOptions,
     resources: Resources,
-) -> Generator[Receipt, None, None]:
+) -> Stream[Receipt]:
     """Reads the units (rows of UNITS) and commits them part by part; a receipt for each part, once it is there."""
     calls = resources.calls_per_replica(count_pages(units) / len(units))
     fewest, most = resources.replicas

@@ -7,6 +7,7 @@ try of each. An input that is another version by now is read anew, whole, so tha
 
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator
+from contextlib import closing
 from dataclasses import replace
 from typing import TextIO
 
@@ -141,11 +142,12 @@ def _reopen(
     opened = open_assets(
         listing, setup.job.store_options, setup.media, seconds=setup.job.piece_timeout_seconds, resources=resources
     )
-    for block in opened:
-        for row in block.to_pylist():
-            again = {"attempts": row["attempts"] + tries[row["order"]]} if row["error_code"] else {}
-            rows[row["order"]] = row | again
-        progress.add(len(block), failed=filter(None, block["error_code"].to_pylist()))
+    with closing(opened):
+        for block in opened:
+            for row in block.to_pylist():
+                again = {"attempts": row["attempts"] + tries[row["order"]]} if row["error_code"] else {}
+                rows[row["order"]] = row | again
+            progress.add(len(block), failed=filter(None, block["error_code"].to_pylist()))
     if waiting:
         progress.finish()
     return rows

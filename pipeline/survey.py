@@ -20,7 +20,7 @@ from pipeline.resources import Resources
 from pipeline.rows import MAX_ROW_BYTES, unit_to_row
 from pipeline.sandbox import Sandbox
 from pipeline.store import StoreOptions
-from pipeline.streaming import collect, stream
+from pipeline.streaming import Stream, collect, stream
 from pipeline.video_windows import VideoOptions
 from pipeline.videos import VideoInfo
 
@@ -107,7 +107,7 @@ def open_assets(
     *,
     seconds: float,
     resources: Resources,
-) -> Iterator[pa.Table]:
+) -> Stream[pa.Table]:
     """The rows of `listing` completed, in blocks as they come; what could not even be listed comes first."""
     is_listed = pc.equal(listing["error_code"], "")
     yield listing.filter(pc.invert(is_listed))
