@@ -12,9 +12,10 @@ from urllib.parse import quote
 
 from jobs.event_index import EventIndex, media_link, read_index
 from jobs.event_page import VideoEvents, event_page
+from jobs.options import add_store_options, store_options
 from jobs.thumbnails import thumbnails_of
 from pipeline.records import BadInput
-from pipeline.store import Store, StoreOptions, absolute, join
+from pipeline.store import Store, absolute, join
 
 DONE, BAD_JOB = 0, 2
 FORMATS = ("vtt", "json", "html")
@@ -29,7 +30,7 @@ NAME is the video's file name and the beginning of its id."""
 def main(argv: Sequence[str] | None = None) -> int:
     flags = _parser().parse_args(argv)
     formats = flags.format or FORMATS
-    store = Store(StoreOptions(endpoint_url=flags.endpoint_url, profile=flags.profile))
+    store = Store(store_options(flags))
     try:
         output = absolute(flags.output)
         target = absolute(flags.to) if flags.to else join(output, "export")
@@ -69,8 +70,7 @@ def _parser() -> argparse.ArgumentParser:
         default=True,
         help="decode a picture at the start of each event for the page",
     )
-    parser.add_argument("--endpoint-url", metavar="URL", help="S3 endpoint, when it is not AWS's")
-    parser.add_argument("--profile", metavar="TEXT", help="AWS profile")
+    add_store_options(parser)
     return parser
 
 

@@ -98,7 +98,7 @@ def check_graphs(settings: Settings) -> Numbers:
 
 def check_roofline(settings: Settings, *, config: str, **flags: Any) -> Numbers:
     """The table of jobs.bench_roofline, for people to judge."""
-    parser = argparse.ArgumentParser()
+    parser = argparse.ArgumentParser(allow_abbrev=False)
     bench_roofline.add_arguments(parser)
     options = parser.parse_args([])
     chosen: dict[str, Any] = {"batch_size": 2, "visual_tokens": 16, "new_tokens": 4, "draft_tokens": 2, "seconds": 0.1}

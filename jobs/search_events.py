@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from dataclasses import asdict
 
 from jobs.event_index import Hit, Query, clock, media_url, read_index, search
+from jobs.options import add_store_options, store_options
 from pipeline.event_times import read_time
 from pipeline.records import BadInput
-from pipeline.store import Store, StoreOptions, absolute, join
+from pipeline.store import Store, absolute, join
 
 FOUND, NOTHING_FOUND, BAD_JOB = 0, 1, 2
 DESCRIPTION = """\
@@ -39,10 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
         if query.limit < 1:
             raise ValueError(f"--limit must be at least 1, not {query.limit}")
-        store, output = (
-            Store(StoreOptions(endpoint_url=flags.endpoint_url, profile=flags.profile)),
-            absolute(flags.output),
-        )
+        store, output = Store(store_options(flags)), absolute(flags.output)
         hits = search(read_index(store, output), query)
     except (ValueError, BadInput) as error:
         print(f"search_events: {error}", file=sys.stderr)
@@ -71,8 +69,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--before", metavar="TIME", help="only events that begin before this time")
     parser.add_argument("--limit", type=int, default=10, metavar="N", help="how many events at most (default: 10)")
     parser.add_argument("--json", action="store_true", help="print a JSON list, times in microseconds")
-    parser.add_argument("--endpoint-url", metavar="URL", help="S3 endpoint, when it is not AWS's")
-    parser.add_argument("--profile", metavar="TEXT", help="AWS profile")
+    add_store_options(parser)
     return parser
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from jobs import export_events, search_events, status, verify
 from jobs.options import add_options, make_job
 
 JOBS = Path(__file__).parents[2] / "jobs"
@@ -103,3 +104,19 @@ def test_no_command_takes_the_beginning_of_an_option_for_the_option(command):
         if isinstance(node, ast.Call) and getattr(node.func, "attr", "") == "ArgumentParser"
     ]
     assert all("allow_abbrev" in {keyword.arg for keyword in call.keywords} for call in calls)
+
+
+def test_how_to_reach_s3_is_declared_once():
+    declaring = {
+        path.stem
+        for path in JOBS.glob("*.py")
+        if any(f'"{flag}"' in path.read_text() for flag in ("--endpoint-url", "--profile", "--region"))
+    }
+    assert declaring == set()  # jobs.options makes these flags of their names
+
+
+@pytest.mark.parametrize("command", [export_events, search_events, status, verify])
+def test_commands_that_look_at_an_output_take_a_region(command, capsys):
+    with pytest.raises(SystemExit):
+        command.main(["--help"])
+    assert {"--endpoint-url", "--profile", "--region"} <= set(capsys.readouterr().out.split())
