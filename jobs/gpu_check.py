@@ -68,7 +68,7 @@ def checks() -> list[Check]:
         Check("answers, tensor parallel 2", partial(answers, tensor_parallel=2, devices=2)),
         Check("answers, second GPU", partial(on_second, answers)),
         Check("answers, second GPU, CUDA graphs", partial(on_second, partial(answers, cuda_graphs=True))),
-        Check("answers, --model", gpu_answers.check_own_model, 150.0),
+        Check("answers, own checkpoint", gpu_answers.check_own_model, 150.0),
         Check("memory, weights", gpu_memory.check_weights),
         Check("memory, largest pass", gpu_memory.check_pass),
         Check("memory, CUDA graphs", gpu_memory.check_graphs, 90.0),
@@ -99,15 +99,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     with tempfile.TemporaryDirectory(prefix="gpu-check-") as scratch:
         settings = Settings(flags.device, Path(scratch) / "tiny", int(flags.memory_gb * 1e9), flags.model)
+        if settings.is_cuda:
+            print(
+                f"at most {flags.memory_gb:g} GB of the GPU's memory, and {SECONDS_IN_ALL / 60:.1f} minutes", flush=True
+            )
         first = run_one(Check("machine", machine), settings, Path(scratch))
-        print(f"at most {flags.memory_gb:g} GB of {flags.device}'s memory and {SECONDS_IN_ALL / 60:.0f} minutes")
         print(first, flush=True)
         results = [first]
         if first.status == "PASS":
             with open(os.devnull, "w") as nowhere:
                 gpu_answers.write_tiny_checkpoint(settings.folder, nowhere)
             results += run_all(chosen, settings, Path(scratch))
-    print(*(f"\n{result.numbers['table']}" for result in results if "table" in result.numbers), sep="\n")
+    for result in results:
+        if "table" in result.numbers:
+            print(f"\n{result.numbers['table']}\n")
     counts = {status: sum(result.status == status for result in results) for status in ("PASS", "FAIL", "SKIPPED")}
     print(", ".join(f"{count} {status}" for status, count in counts.items()))
     if flags.json:

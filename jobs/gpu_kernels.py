@@ -38,7 +38,7 @@ SPANS = ((16, 17), (0, 5), (30, 47), (5, 6), (63, 64), (40, 45), (0, 300), (700,
 FAR_SPANS = ((40, 41), (0, 70))
 FAR_TOKENS = 2_500_000  # of a cache in which key head 7 lies beyond 2^31 elements
 FP8_ROWS = (1, 2, 3, 4, 5, 7, 16, 63, 257)
-BF16_BOUND = 1e-2  # a rounding to eight bits of the weights, and one of the sum: on a CPU 0.003
+BF16_BOUND = 2e-2  # a rounding to eight bits of the weights, and one of the sum: on a CPU 0.003 to 0.005
 
 
 class CheckFailedError(Exception):
