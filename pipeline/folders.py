@@ -19,7 +19,7 @@ _UNFINISHED = re.compile(r"\.pagereel-[0-9a-f]{32}\.tmp")  # a write that has no
 class FileStore:
     """Regular files. The version (etag) of a file is "size-mtime_ns"."""
 
-    def list(self, folder: str, max_depth: int | None) -> Iterator[Asset]:
+    def list(self, folder: str, max_depth: int | None, *, closed_folders: bool) -> Iterator[Asset]:
         try:
             if not stat.S_ISDIR(os.stat(folder).st_mode):
                 return
@@ -31,6 +31,8 @@ class FileStore:
             path = pending.pop()
             if not path.endswith("/"):
                 yield from _listed_file(path)
+            elif closed_folders and path != top and not os.access(path, os.R_OK | os.X_OK):
+                yield Asset(path, 0, "")
             elif max_depth is None or path.count("/") - top.count("/") < max_depth:
                 pending += [path + name for name in sorted(_names(path), reverse=True)]
 

@@ -87,11 +87,18 @@ def _entry(asset: Asset) -> Entry:
     if named != asset.uri:
         message = "its name is not valid UTF-8 and cannot stand in a table; rename it"
         return Asset(named, 0, "", asset.user), Failure(Stage.LIST, ErrorCode.UNSUPPORTED_TYPE, message)
+    if _is_closed_folder(asset):
+        message = "a folder that may not be read: nothing in it is known"
+        return replace(asset, uri=asset.uri.rstrip("/")), Failure(Stage.LIST, ErrorCode.ACCESS_DENIED, message)
     if not asset.etag:
         return asset, Failure(
             Stage.LIST, ErrorCode.NOT_FOUND, "is a link to nothing, or no file: a pipe, a socket, a device"
         )
     return asset
+
+
+def _is_closed_folder(asset: Asset) -> bool:
+    return not asset.etag and asset.uri.endswith("/")
 
 
 def _folder_or_pattern(store: Store, source: str) -> Iterator[Asset]:
@@ -110,9 +117,13 @@ def _folder_or_pattern(store: Store, source: str) -> Iterator[Asset]:
 def _matching(store: Store, folder: str, patterns: list[str]) -> Iterator[Asset]:
     """The objects below a folder that are not hidden and whose path below it matches, name by name."""
     top = join(absolute(folder), "")
-    for asset in store.list(folder, max_depth=None if "**" in patterns else len(patterns)):
+    max_depth = None if "**" in patterns else len(patterns)
+    for asset in store.list(folder, max_depth, closed_folders=True):
         names = asset.uri.removeprefix(top).split("/")
-        if not any(name.startswith(".") or name in _BOOKS for name in names) and _matches(names, patterns):
+        is_closed = _is_closed_folder(asset)  # what lies in it might match
+        if not any(name.startswith(".") or name in _BOOKS for name in names) and (
+            is_closed or _matches(names, patterns)
+        ):
             yield asset
 
 

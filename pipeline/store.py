@@ -104,17 +104,21 @@ class Store:
         self._files = FileStore()
         self._s3 = _S3Store(options)
 
-    def list(self, uri: str, max_depth: int | None = None) -> Iterator[Asset]:
+    def list(self, uri: str, max_depth: int | None = None, *, closed_folders: bool = False) -> Iterator[Asset]:
         """Every object under the folder or `prefix/`, streamed in the order of their keys' code points.
 
         `max_depth` 1 stops at the folder's own objects, 2 at those of its subfolders, and so on. Where there is no such
-        folder, nothing is listed. Left out are empty objects whose key ends in "/", with which some tools mark folders,
-        and files that are not regular. Links are followed unless they lead back to a folder they lie in; a link to
-        nothing is listed with an empty etag. Raises BadInput(LIST, ...).
+        folder, nothing is listed. Left out are empty objects whose key ends in "/", with which some tools mark folders.
+        Links are followed unless they lead back to a folder they lie in; a link to nothing, and what is no regular
+        file, is listed with an empty etag. So are, with a "/" at the end of their uri and if `closed_folders` are asked
+        for, folders below that may not be read; otherwise they are an error. Raises BadInput(LIST, ...).
         """
         uri = absolute(uri)
         with _as_bad_input(Stage.LIST):
-            yield from self._backend(uri).list(uri, max_depth)
+            if uri.startswith(_S3):
+                yield from self._s3.list(uri, max_depth)
+            else:
+                yield from self._files.list(uri, max_depth, closed_folders=closed_folders)
 
     def stat(self, uri: str) -> Asset:
         """One object as it is now. Raises BadInput(LIST, ...) when it is missing, a folder, or out of reach."""

@@ -6,6 +6,8 @@ import io
 import itertools
 import json
 import os
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -147,6 +149,31 @@ def test_a_pipe_in_a_folder_is_a_failure_and_no_wait(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "scan.pdf")
     ((_, failure),) = list_inputs(Store(), str(tmp_path))
     assert (failure.code, "a pipe" in failure.message) == (ErrorCode.NOT_FOUND, True)
+
+
+@pytest.mark.parametrize("mode", [0, 0o600])
+@pytest.mark.parametrize("pattern", ["", "/**/*.pdf"])
+def test_a_folder_that_may_not_be_read_is_a_failure_of_its_own(tmp_path: Path, mode: int, pattern: str) -> None:
+    for name in ("a/1.pdf", "b/2.pdf", "c/3.pdf"):
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).write_bytes(b"1")
+    for folder in (*tmp_path.parents[:2], tmp_path):
+        folder.chmod(0o755)
+    (tmp_path / "b").chmod(mode)
+    script = """
+import os, sys
+from pipeline.listing import list_inputs
+from pipeline.store import Store
+if os.geteuid() == 0:
+    os.setuid(65534)  # root may read everything
+for entry in list_inputs(Store(), sys.argv[1]):
+    asset, code = (entry[0], entry[1].code) if isinstance(entry, tuple) else (entry, "")
+    print(asset.uri.removeprefix(sys.argv[2] + "/"), code)
+"""
+    command = [sys.executable, "-c", script, f"{tmp_path}{pattern}", str(tmp_path)]
+    run = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True, check=False)
+    (tmp_path / "b").chmod(0o755)
+    assert run.stdout.splitlines() == ["a/1.pdf ", "b access_denied", "c/3.pdf "], run.stderr
 
 
 # Manifests
