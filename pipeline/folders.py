@@ -20,6 +20,7 @@ class FileStore:
     """Regular files. The version (etag) of a file is "size-mtime_ns"."""
 
     def list(self, folder: str, max_depth: int | None, *, closed_folders: bool) -> Iterator[Asset]:
+        """With `closed_folders`, those below that cannot be listed come with "/" behind their name and no etag."""
         try:
             if not stat.S_ISDIR(os.stat(folder).st_mode):
                 return
@@ -34,7 +35,12 @@ class FileStore:
             elif closed_folders and path != top and not os.access(path, os.R_OK | os.X_OK):
                 yield Asset(path, 0, "")
             elif max_depth is None or path.count("/") - top.count("/") < max_depth:
-                pending += [path + name for name in sorted(_names(path), reverse=True)]
+                try:
+                    pending += [path + name for name in sorted(_names(path), reverse=True)]
+                except OSError:
+                    if path == top or not closed_folders:
+                        raise
+                    yield Asset(path, 0, "")
 
     def stat(self, path: str) -> Asset:
         info = os.stat(path)
@@ -101,10 +107,8 @@ def _leads_back(link: str) -> bool:
 def _listed_file(path: str) -> Iterator[Asset]:
     try:
         info = os.stat(path)
-    except OSError as error:
-        if error.errno not in (errno.ENOENT, errno.ELOOP):
-            raise
-        yield Asset(path, 0, "")  # a link to nothing
+    except OSError:
+        yield Asset(path, 0, "")  # a link to nothing, or out of reach
         return
     is_file = stat.S_ISREG(info.st_mode)  # opening a pipe would wait for somebody to write
     yield Asset(path, info.st_size, _version(info)) if is_file else Asset(path, 0, "")

@@ -46,9 +46,9 @@ def list_inputs(store: Store, source: str) -> Iterator[Entry]:
     """
     try:
         if not source.endswith("/") and store.exists(source):
-            entries = _manifest(store, source) if _is_manifest(source) else iter([_entry(store.stat(source))])
+            entries = _manifest(store, source) if _is_manifest(source) else iter([_entry(store, store.stat(source))])
         else:
-            entries = map(_entry, _folder_or_pattern(store, source))
+            entries = (_entry(store, asset) for asset in _folder_or_pattern(store, source))
         empty = True
         for entry in entries:
             empty = False
@@ -81,20 +81,33 @@ def _no_inputs(source: str) -> NoInputs:
     return NoInputs(f"{source}: no such file or folder", is_routine=False)
 
 
-def _entry(asset: Asset) -> Entry:
+def _entry(store: Store, asset: Asset) -> Entry:
     """The asset of a listing, with what is wrong with it when that can be seen from here."""
     named = printable(asset.uri)
     if named != asset.uri:
         message = "its name is not valid UTF-8 and cannot stand in a table; rename it"
         return Asset(named, 0, "", asset.user), Failure(Stage.LIST, ErrorCode.UNSUPPORTED_TYPE, message)
+    if asset.etag:
+        return asset
     if _is_closed_folder(asset):
-        message = "a folder that may not be read: nothing in it is known"
-        return replace(asset, uri=asset.uri.rstrip("/")), Failure(Stage.LIST, ErrorCode.ACCESS_DENIED, message)
-    if not asset.etag:
-        return asset, Failure(
-            Stage.LIST, ErrorCode.NOT_FOUND, "is a link to nothing, or no file: a pipe, a socket, a device"
-        )
-    return asset
+        return replace(asset, uri=asset.uri.rstrip("/")), _why_not_listed(store, asset.uri)
+    try:
+        return replace(store.stat(asset.uri), user=asset.user)  # it has come, or can be reached, in the meantime
+    except BadInput as bad:
+        if bad.failure.code is not ErrorCode.NOT_FOUND:
+            return asset, bad.failure
+    message = "is a link to nothing, or no file: a pipe, a socket, a device"
+    return asset, Failure(Stage.LIST, ErrorCode.NOT_FOUND, message)
+
+
+def _why_not_listed(store: Store, folder: str) -> Failure:
+    """Of a folder below the one that was named: the others are read nevertheless."""
+    code, reason = ErrorCode.ACCESS_DENIED, "it may not be entered"
+    try:
+        next(store.list(folder, max_depth=1), None)
+    except BadInput as bad:
+        code, reason = bad.failure.code, bad.failure.message
+    return Failure(Stage.LIST, code, f"this folder could not be listed, {reason}: nothing in it was read")
 
 
 def _is_closed_folder(asset: Asset) -> bool:
@@ -120,10 +133,9 @@ def _matching(store: Store, folder: str, patterns: list[str]) -> Iterator[Asset]
     max_depth = None if "**" in patterns else len(patterns)
     for asset in store.list(folder, max_depth, closed_folders=True):
         names = asset.uri.removeprefix(top).split("/")
-        is_closed = _is_closed_folder(asset)  # what lies in it might match
-        if not any(name.startswith(".") or name in _BOOKS for name in names) and (
-            is_closed or _matches(names, patterns)
-        ):
+        if any(name.startswith(".") or name in _BOOKS for name in names):
+            continue
+        if _leads_to(names[:-1], patterns) if _is_closed_folder(asset) else _matches(names, patterns):
             yield asset
 
 
@@ -133,6 +145,13 @@ def _matches(names: list[str], patterns: list[str]) -> bool:
     if patterns[0] == "**":
         return any(_matches(names[skipped:], patterns[1:]) for skipped in range(len(names) + 1))
     return bool(names) and fnmatchcase(names[0], patterns[0]) and _matches(names[1:], patterns[1:])
+
+
+def _leads_to(folders: list[str], patterns: list[str]) -> bool:
+    """Whether something below these folders could match."""
+    if not folders or not patterns or patterns[0] == "**":
+        return bool(patterns)
+    return fnmatchcase(folders[0], patterns[0]) and _leads_to(folders[1:], patterns[1:])
 
 
 def _is_manifest(uri: str) -> bool:
@@ -148,7 +167,7 @@ def _manifest(store: Store, source: str) -> Iterator[Entry]:
         uri, user = row
         asset = Asset(uri, 0, "", tuple((column, user.get(column, "")) for column in columns))
         if uri != printable(uri):
-            return _entry(asset)
+            return _entry(store, asset)
         try:
             return replace(store.stat(uri), user=asset.user)
         except BadInput as bad:

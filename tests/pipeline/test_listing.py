@@ -1,6 +1,7 @@
 """Every way to name inputs finds exactly the files it should, here and in a bucket; bad ones are refused by name."""
 
 import csv
+import errno
 import glob
 import io
 import itertools
@@ -359,3 +360,42 @@ def test_a_source_in_a_bucket_that_names_no_inputs_is_refused(s3) -> None:
         with pytest.raises(ValueError, match=source.replace("*", r"\*")):
             next(list_inputs(store, source))
     assert [asset.uri for asset in list_inputs(store, f"s3://{bucket}/report*")] == [f"s3://{bucket}/report-1"]
+
+
+@pytest.mark.parametrize("pattern", ["", "/**/*.txt", "/*/*.txt"])
+def test_a_subfolder_that_may_not_be_read_is_a_row_and_the_others_are_listed(tmp_path, monkeypatch, pattern):
+    """Root may read everything: the refusal is made."""
+    for name in ("a/one.txt", "secret/two.txt", "z/three.txt", "other.pdf"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("here")
+    scandir = os.scandir
+
+    def refusing(path):
+        if str(path).rstrip("/").endswith("secret"):
+            raise PermissionError(errno.EACCES, "Permission denied", path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refusing)
+    entries = list(list_inputs(Store(), f"{tmp_path}{pattern}"))
+    failed = [entry for entry in entries if isinstance(entry, tuple)]
+    read = [entry.uri for entry in entries if not isinstance(entry, tuple)]
+    assert [uri for uri in read if uri.endswith(".txt")] == [f"{tmp_path}/a/one.txt", f"{tmp_path}/z/three.txt"]
+    ((folder, failure),) = failed
+    assert (folder.uri, failure.code) == (f"{tmp_path}/secret", ErrorCode.ACCESS_DENIED)
+    assert "Permission denied" in failure.message
+    assert [e for e in list_inputs(Store(), f"{tmp_path}/a/*") if isinstance(e, tuple)] == []
+
+
+def test_a_file_whose_folder_may_not_be_entered_is_a_row(tmp_path, monkeypatch):
+    for name in ("a.txt", "b.txt"):
+        (tmp_path / name).write_text("here")
+    stat = os.stat
+
+    def refusing(path, **how):
+        if str(path).endswith("a.txt"):
+            raise PermissionError(errno.EACCES, "Permission denied", path)
+        return stat(path, **how)
+
+    monkeypatch.setattr(os, "stat", refusing)
+    (denied, failure), read = list_inputs(Store(), str(tmp_path))
+    assert (denied.uri, failure.code, read.uri) == (f"{tmp_path}/a.txt", ErrorCode.ACCESS_DENIED, f"{tmp_path}/b.txt")
