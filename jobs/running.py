@@ -4,7 +4,9 @@ import argparse
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from types import FrameType
@@ -13,13 +15,13 @@ from typing import TypeVar
 from ray.exceptions import ObjectStoreFullError, OutOfDiskError, RayTaskError
 
 from jobs.cluster import connected, this_machine
-from pipeline.flow import Setup, Superseded, allocated, find_survey, prepare, run
+from pipeline.flow import Setup, Superseded, allocated, planned_survey, prepare, run
 from pipeline.job import CHECKOUT, DEMO_MODEL, IndexJob, Job, ParseJob, resolve_model
 from pipeline.lease import Occupied, hold
 from pipeline.listing import NoInputs
 from pipeline.manifest import Manifest
+from pipeline.plan import estimate
 from pipeline.progress import plan_text, summary_text
-from pipeline.resources import reading_speed
 from pipeline.store import absolute
 
 DONE, NOT_DONE, BAD_JOB, STOPPED = 0, 1, 2, 130
@@ -45,7 +47,11 @@ def add_run_flags(parser: argparse.ArgumentParser) -> None:
         action=argparse.BooleanOptionalAction,
         help="whether no input at all is a success (left out: it is where INPUT is a manifest or in a bucket)",
     )
-    parser.add_argument("--plan", action="store_true", help="open every input, tell what reading would take, and stop")
+    parser.add_argument(
+        "--plan",
+        action="store_true",
+        help="open every input, say what reading would take, and stop; nothing is written or kept",
+    )
 
 
 def run_job(
@@ -66,15 +72,19 @@ def run_job(
         return DONE
     except ValueError as error:
         return _refuse(name, error)
+    if changes := str(setup.changes):
+        print(f"{name}: {changes}", file=sys.stderr)
     if setup.finished and not flags.plan:
         print(f"This job is done already; nothing to do.\n{summary_text(setup.finished, setup.kind, job.output)}")
         return _exit_status(name, setup.finished, job)
     if own_files and Path(resolve_model(job.model)).resolve() == CHECKOUT / DEMO_MODEL:
         print(f"{name}: {DEMONSTRATION}", file=sys.stderr)
+    began = time.monotonic()
+    holding = nullcontext() if flags.plan else hold(setup.books.store, job.output, take_over=flags.take_over)
     try:
-        with hold(setup.books.store, job.output, take_over=flags.take_over), connected():
+        with holding, connected():
             signal.signal(signal.SIGTERM, interrupt)  # after ray.init, which sets its own
-            return _work(name, setup, plan_only=flags.plan)
+            return _plan(name, setup, began) if flags.plan else _work(name, setup)
     except (Occupied, ConnectionError) as error:
         return _refuse(name, error)
     except KeyboardInterrupt:
@@ -97,17 +107,24 @@ def interrupt(signum: int, frame: FrameType | None) -> None:
     raise KeyboardInterrupt
 
 
-def _work(name: str, setup: Setup, *, plan_only: bool) -> int:
+def _plan(name: str, setup: Setup, began: float) -> int:
+    """Opens the inputs and says what reading would take; leaves nothing behind."""
+    try:
+        resources = allocated(setup)
+    except ValueError as error:
+        return _refuse(name, error)
+    survey = planned_survey(setup, resources, sys.stderr)
+    estimated = estimate(setup, resources, survey, start_seconds=time.monotonic() - began)
+    print(plan_text(survey, setup.kind.pieces, estimated, setup.media.plan))
+    return DONE
+
+
+def _work(name: str, setup: Setup) -> int:
     try:
         resources = allocated(setup)
     except ValueError as error:
         return _refuse(name, error)
     try:
-        if plan_only:
-            survey = find_survey(setup, resources, sys.stderr)
-            speed, basis = reading_speed(setup.job, resources)
-            print(plan_text(survey, setup.kind.pieces, speed, basis, setup.media.plan))
-            return DONE
         manifest = run(setup, resources, sys.stderr)
     except Superseded as error:
         print(f"{name}: {error}", file=sys.stderr)

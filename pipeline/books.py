@@ -15,7 +15,7 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import numpy as np
 import pyarrow as pa
@@ -45,6 +45,21 @@ class FrozenSurvey:
     unit_tokens: int  # visual tokens, estimated
 
 
+def count_survey(shards: Iterable[tuple[pa.Table, pa.Table]], *, number: int = 0, folder: str = "") -> FrozenSurvey:
+    """What (assets, units), shard after shard, come to; `folder` is "" where they are not written."""
+    counts, failed = Counter[str](shards=0, assets=0, pages=0, units=0, unit_pages=0, unit_tokens=0), Counter[str]()
+    for assets, units in shards:
+        counts["shards"] += 1
+        counts["assets"] += len(assets)
+        counts["pages"] += _sum(assets["pages"])
+        counts["units"] += len(units)
+        first_tries = units.filter(pc.equal(units["tries"], 0))  # a retried page is still one page
+        counts["unit_pages"] += _sum(pc.subtract(first_tries["last"], first_tries["first"])) + len(first_tries)
+        counts["unit_tokens"] += _sum(first_tries["tokens"])
+        failed.update(code for code in assets["error_code"].to_pylist() if code)
+    return FrozenSurvey(number=number, folder=folder, failed=dict(failed), **counts)
+
+
 class Books:
     """The books of the job whose output is `output`."""
 
@@ -53,14 +68,20 @@ class Books:
         self.output = output
 
     def open(self, record: dict[str, str]) -> None:
-        """Writes job.json, or checks that this folder was begun with the same `record`.
+        """Writes job.json, or checks that this folder was begun with the same `record`. Raises ValueError."""
+        if not self.store.put_if_absent(
+            self._uri("job.json"), json.dumps(record, indent=2, ensure_ascii=False).encode()
+        ):
+            self.check(record)
+
+    def check(self, record: dict[str, str]) -> None:
+        """Whether this folder is new, or was begun with the same `record`. Writes nothing.
 
         Raises ValueError that names the fields which differ.
         """
-        uri = self._uri("job.json")
-        if self.store.put_if_absent(uri, json.dumps(record, indent=2, ensure_ascii=False).encode()):
+        begun = self.record()
+        if not begun:
             return
-        begun: dict[str, str] = json.loads(self.store.read(uri))
         names = sorted((begun.keys() | record.keys()) - {"config_hash"})  # which says nothing the others do not say
         differing = [name for name in names if begun.get(name) != record.get(name)]
         if differing:
@@ -114,23 +135,17 @@ class Books:
         counts and is returned.
         """
         folder = f"survey/{_name(epoch)}"
-        counts, failed = Counter[str](shards=0, assets=0, pages=0, units=0, unit_pages=0, unit_tokens=0), Counter[str]()
-        for assets, units in shards:
-            self.store.put(self._shard_uri(folder, "assets", counts["shards"]), to_parquet(assets))
-            self.store.put(self._shard_uri(folder, "units", counts["shards"]), to_parquet(units))
-            counts["shards"] += 1
-            counts["assets"] += len(assets)
-            counts["pages"] += _sum(assets["pages"])
-            counts["units"] += len(units)
-            first_tries = units.filter(pc.equal(units["tries"], 0))  # a retried page is still one page
-            counts["unit_pages"] += _sum(pc.subtract(first_tries["last"], first_tries["first"])) + len(first_tries)
-            counts["unit_tokens"] += _sum(first_tries["tokens"])
-            failed.update(code for code in assets["error_code"].to_pylist() if code)
-        mark = json.dumps({"number": number, "folder": folder, "failed": failed} | counts, indent=2)
-        self.store.put_if_absent(self._mark_uri(number), mark.encode())
+        counted = count_survey(self._written(folder, shards), number=number, folder=folder)
+        self.store.put_if_absent(self._mark_uri(number), json.dumps(asdict(counted), indent=2).encode())
         frozen = self.survey()
         assert frozen is not None
         return frozen
+
+    def _written(self, folder: str, shards: Iterable[tuple[pa.Table, pa.Table]]) -> Iterator[tuple[pa.Table, pa.Table]]:
+        for number, (assets, units) in enumerate(shards):
+            self.store.put(self._shard_uri(folder, "assets", number), to_parquet(assets))
+            self.store.put(self._shard_uri(folder, "units", number), to_parquet(units))
+            yield assets, units
 
     def survey(self) -> FrozenSurvey | None:
         """The frozen survey that counts, or None when there is none yet."""

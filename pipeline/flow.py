@@ -14,13 +14,14 @@ import ray
 from model.checkpoint import checkpoint_folder, weight_files
 from model.processor import Processor, VideoMarks
 from model.request import Sampling
-from pipeline.books import Books, FrozenSurvey
+from pipeline.books import Books, FrozenSurvey, count_survey
+from pipeline.changes import Changes, changes_since
 from pipeline.close import close_shards
 from pipeline.decode import DecodeOptions
 from pipeline.documents import DocumentOptions
-from pipeline.job import INSTRUCTION_TOKENS, IndexJob, ParseJob, answer_settings, job_record, resolve_model
+from pipeline.job import INSTRUCTION_TOKENS, IndexJob, Job, ParseJob, answer_settings, job_record, resolve_model
 from pipeline.kinds import DOCUMENT_KIND, VIDEO_KIND, Kind
-from pipeline.listing import list_inputs
+from pipeline.listing import Entry, list_inputs
 from pipeline.manifest import ClosedShard, Manifest, finished_manifest, make_manifest, reopen, write_manifest
 from pipeline.progress import Progress
 from pipeline.prompts import PagePrompt, VideoPrompt, page_prompt, video_prompt
@@ -29,7 +30,7 @@ from pipeline.replica import Engine, EngineLoader
 from pipeline.resources import STEP_TOKENS, Cluster, Load, Resources, allocate, with_memory
 from pipeline.rows import Receipt, ReplicaLoad
 from pipeline.sink import SinkOptions
-from pipeline.store import Store
+from pipeline.store import Store, absolute, join
 from pipeline.survey import count_pages, cut_shards, cut_units, listing_table, open_assets
 from pipeline.video_windows import VideoOptions, video_options
 
@@ -52,13 +53,15 @@ class Setup:
     sampling: Sampling
     load: Load
     settings: dict[str, str]  # of the answers, by name
+    record: dict[str, str]  # what the output is for
     listing: pa.Table | None  # the inputs in the shape of ASSETS; None when the survey is frozen already
+    changes: Changes  # of the inputs, since the survey was frozen
     finished: Manifest | None  # of a job that is done
 
 
 def prepare(job: ParseJob | IndexJob, cluster: Cluster | None = None) -> Setup:
     """Checks the job against its checkpoint, what its output was begun with, and what the `cluster` will have where
-    that is known before Ray is started; then lists the inputs.
+    that is known before Ray is started; then lists the inputs. Writes nothing.
 
     Raises ValueError.
     """
@@ -83,16 +86,27 @@ def prepare(job: ParseJob | IndexJob, cluster: Cluster | None = None) -> Setup:
     if cluster:
         with_memory(job, load, allocate(job, cluster), cluster)
     settings = answer_settings(job, prompt, sampling)
+    record = job_record(job, settings)
     store = Store(job.store_options)
     books = Books(store, job.output)
     try:
+        books.check(record)
         survey = books.survey()
-        listing = None if survey else listing_table(list_inputs(store, job.input))
-        books.open(job_record(job, settings))  # last: a job that cannot be run leaves no trace
+        listing = None if survey else listing_table(listed(store, job))
+        changes = changes_since(books, survey, lambda: listed(store, job)) if survey else Changes()
         finished = finished_manifest(store, job.output, survey)
     except OSError as error:
         raise ValueError(f"output {job.output} cannot be used: {error}") from error
-    return Setup(job, kind, books, prompt, media, sampling, load, settings, listing, finished)
+    return Setup(job, kind, books, prompt, media, sampling, load, settings, record, listing, changes, finished)
+
+
+def listed(store: Store, job: Job) -> Iterator[Entry]:
+    """The inputs; an output that lies among them is none."""
+    output = join(absolute(job.output), "")
+    for entry in list_inputs(store, job.input):
+        asset = entry[0] if isinstance(entry, tuple) else entry
+        if not asset.uri.startswith(output):
+            yield entry
 
 
 def document_media(job: ParseJob, processor: Processor) -> DocumentOptions:
@@ -174,29 +188,35 @@ def run(
 
 
 def find_survey(setup: Setup, resources: Resources, stream: TextIO) -> FrozenSurvey:
-    """The frozen survey of the job, made now when there is none."""
-    books, job = setup.books, setup.job
+    """The frozen survey of the job, made now when there is none. Raises ValueError for an output of another job."""
+    books = setup.books
     if survey := books.survey():
         return survey
-    epoch, listing = books.claim_epoch(), setup.listing
+    books.open(setup.record)
+    return books.freeze_survey(books.claim_epoch(), open_inputs(setup, resources, stream))
+
+
+def planned_survey(setup: Setup, resources: Resources, stream: TextIO) -> FrozenSurvey:
+    """The frozen survey, or what it would be now: nothing is written."""
+    return setup.books.survey() or count_survey(open_inputs(setup, resources, stream))
+
+
+def open_inputs(setup: Setup, resources: Resources, stream: TextIO) -> Iterator[tuple[pa.Table, pa.Table]]:
+    """Opens every input: (assets, units) of each shard."""
+    job, listing = setup.job, setup.listing
     assert listing is not None, "there was a survey, and it is gone"
     progress = Progress("inputs", len(listing), stream)
     opened = []
-    surveyed = open_assets(
+    for assets in open_assets(
         listing, job.store_options, setup.media, seconds=job.piece_timeout_seconds, resources=resources
-    )
-    with closing(surveyed):
-        for assets in surveyed:
-            opened.append(assets)
-            progress.add(len(assets), failed=filter(None, assets["error_code"].to_pylist()))
+    ):
+        opened.append(assets)
+        progress.add(len(assets), failed=filter(None, assets["error_code"].to_pylist()))
     progress.finish()
     table = pa.concat_tables(opened)
     assert sorted(table["order"].to_pylist()) == listing["order"].to_pylist(), "an input was lost, or came back twice"
-    bytes_per_token = setup.media.bytes_per_token
-    shards = (
-        (assets, cut_units(assets, job.piece_ranges, bytes_per_token=bytes_per_token)) for assets in cut_shards(table)
-    )
-    return books.freeze_survey(epoch, shards)
+    for assets in cut_shards(table):
+        yield assets, cut_units(assets, job.piece_ranges, bytes_per_token=setup.media.bytes_per_token)
 
 
 def missing_units(books: Books, survey: FrozenSurvey, sealed: pa.Table) -> pa.Table:

@@ -157,16 +157,33 @@ class Progress:
         self._shown = line
 
 
-def plan_text(survey: FrozenSurvey, pieces: str, tokens_per_second: float, basis: str, plan: str = "") -> str:
-    """What --plan shows. `tokens_per_second`: visual tokens that all replicas together read; `basis`: where from;
-    `pieces`: what inputs are cut into, and the `plan` how."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Estimate:
+    """Of a whole run."""
+
+    tokens_out: int  # as answers mostly are
+    most_tokens_out: int  # every answer as long as it may be
+    start_seconds: float  # Ray, and the inputs opened: as long as it took just now
+    load_seconds: float  # the weights
+    read_seconds: float
+    basis: str  # of `read_seconds`
+
+    @property
+    def seconds(self) -> float:
+        return self.start_seconds + self.load_seconds + self.read_seconds
+
+
+def plan_text(survey: FrozenSurvey, pieces: str, estimated: Estimate, plan: str = "") -> str:
+    """What --plan shows. `pieces`: what inputs are cut into, and the `plan` how."""
     readable = survey.assets - sum(survey.failed.values())
     lines = [
         f"inputs   {survey.assets:,}: {readable:,} can be read, {failures(survey.failed)}",
-        f"{pieces:<8} {survey.unit_pages:,} to read of {survey.pages:,}, in {survey.units:,} units",
-        f"tokens   {survey.unit_tokens:,} visual tokens",
-        f"time     about {duration(survey.unit_tokens / tokens_per_second)} at {tokens_per_second:,.0f} visual tokens/s"
-        f" ({basis})",
+        f"{pieces:<8} {survey.unit_pages:,} to read of {survey.pages:,}",
+        f"tokens   {survey.unit_tokens:,} visual tokens in; out about {estimated.tokens_out:,}, at most "
+        f"{estimated.most_tokens_out:,}",
+        f"time     about {duration(estimated.seconds)}: {duration(estimated.start_seconds)} to start and to open the "
+        f"inputs, {duration(estimated.load_seconds)} to load the model, {duration(estimated.read_seconds)} to read "
+        f"({estimated.basis})",
     ]
     return "\n".join([*lines, f"plan     {plan}"] if plan else lines)
 

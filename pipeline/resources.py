@@ -14,8 +14,8 @@ PARENT_BYTES = 768 * 2**20  # of a decoder's memory: its own process, beside the
 BATCH_SIZE = {"cpu": 32, "cuda": 64}
 CALLS_OVER_SLOTS = 1.5  # prompts at hand for each slot: a unit that is answered is replaced ten or more steps later
 REPLICAS_PER_WRITER = 8
-# Visual tokens a replica reads each second, text and all, until somebody measures: only --plan uses them.
-ASSUMED_TOKENS_PER_SECOND = {"cpu": 100.0, "cuda": 8_000.0}
+# Visual tokens a replica on a GPU reads each second, answers and all, until somebody measures: only --plan uses it.
+ASSUMED_TOKENS_PER_SECOND = 8_000.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -147,6 +147,6 @@ def with_memory(job: Job, load: Load, resources: Resources, cluster: Cluster) ->
 def reading_speed(job: Job, resources: Resources) -> tuple[float, str]:
     """Visual tokens that all replicas read each second, and where the figure comes from."""
     replicas = resources.replicas[1]
-    each = job.tokens_per_second or ASSUMED_TOKENS_PER_SECOND[resources.device]
+    each = job.tokens_per_second or ASSUMED_TOKENS_PER_SECOND
     source = "as given" if job.tokens_per_second else f"assumed for {resources.device}: --tokens-per-second says better"
     return each * replicas, f"{replicas} x {each:,.0f}, {source}"

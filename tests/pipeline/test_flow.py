@@ -2,6 +2,7 @@
 
 import io
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,9 +18,10 @@ from reportlab.lib.pagesizes import A4
 from reportlab.pdfgen.canvas import Canvas
 
 from pipeline.books import Books
-from pipeline.flow import Superseded, find_survey, follow, prepare, run
+from pipeline.flow import Superseded, find_survey, follow, planned_survey, prepare, run
 from pipeline.job import ParseJob
 from pipeline.manifest import Manifest
+from pipeline.plan import estimate
 from pipeline.rows import Receipt
 from pipeline.store import Store, StoreOptions, join
 from pipeline.survey import UNITS
@@ -182,10 +184,31 @@ def test_a_bucket_gives_the_same_tables_as_a_folder_though_a_replica_dies(
         assert table == tables_of(undisturbed[0])[name].select(columns)
 
 
-def test_a_plan_opens_every_input_and_reads_none(ray_address, inputs, tmp_path):
-    setup = prepare(job_of(inputs, tmp_path / "out"))
-    survey = find_survey(setup, SMALL, io.StringIO())
+def test_a_plan_opens_every_input_and_leaves_nothing_behind_and_a_run_takes_what_came_since(
+    ray_address, inputs, tmp_path
+):
+    """The same folder again, after the run: what came even later is named."""
+    shutil.copytree(inputs, tmp_path / "in")
+    job = job_of(tmp_path / "in", tmp_path / "out")
+    setup = prepare(job)
+    survey = planned_survey(setup, SMALL, io.StringIO())
     assert (survey.assets, survey.pages, survey.unit_pages) == (5, 48, 48)
     assert survey.failed == {"corrupt": 1, "empty_file": 1}
     assert survey.unit_tokens == 48 * setup.media.budget.page_tokens(*A4, scalable=True)
-    assert not (tmp_path / "out" / "_job" / "parts").exists()
+    estimated = estimate(setup, SMALL, survey, start_seconds=1.0)
+    assert 0 < estimated.tokens_out <= estimated.most_tokens_out == 48 * job.max_new_tokens
+    assert estimated.seconds > estimated.read_seconds > 0
+    assert not (tmp_path / "out").exists()
+
+    shutil.copy(tmp_path / "in" / "broken.pdf", tmp_path / "in" / "later.pdf")
+    find_survey(prepare(job), SMALL, io.StringIO())
+    before = {path: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()}
+    shutil.copy(tmp_path / "in" / "broken.pdf", tmp_path / "in" / "latest.pdf")
+    (tmp_path / "in" / "later.pdf").unlink()
+    again = prepare(job)
+    assert planned_survey(again, SMALL, io.StringIO()).assets == 6
+    assert {path: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()} == before
+    assert (again.changes.new, again.changes.vanished) == (
+        (f"{tmp_path}/in/latest.pdf",),
+        (f"{tmp_path}/in/later.pdf",),
+    )

@@ -8,7 +8,16 @@ import pytest
 from pipeline.books import FrozenSurvey
 from pipeline.kinds import DOCUMENT_KIND
 from pipeline.manifest import Counts, Manifest
-from pipeline.progress import SECONDS_BETWEEN_UPDATES, Progress, Tally, duration, plan_text, progress_line, summary_text
+from pipeline.progress import (
+    SECONDS_BETWEEN_UPDATES,
+    Estimate,
+    Progress,
+    Tally,
+    duration,
+    plan_text,
+    progress_line,
+    summary_text,
+)
 
 
 @pytest.mark.parametrize(
@@ -102,7 +111,16 @@ def test_the_summary_tells_the_counts_of_the_tables_and_how_to_look():
 
 def test_the_plan_tells_what_reading_will_take():
     survey = FrozenSurvey(0, "survey/000000", 1, 25, {"corrupt": 2, "encrypted": 4}, 300, 60, 250, 500_000)
-    text = plan_text(survey, "pages", 1000.0, "as given")
+    estimated = Estimate(
+        tokens_out=150_000,
+        most_tokens_out=1_024_000,
+        start_seconds=20,
+        load_seconds=61,
+        read_seconds=500,
+        basis="given",
+    )
+    text = plan_text(survey, "pages", estimated)
     assert "25: 19 can be read, failed 6 (encrypted 4, corrupt 2)" in text
     assert "250 to read of 300" in text
-    assert "about 8 min at 1,000 visual tokens/s (as given)" in text
+    assert "500,000 visual tokens in; out about 150,000, at most 1,024,000" in text
+    assert "about 10 min: 20 s to start and to open the inputs, 61 s to load the model, 8 min to read (given)" in text

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.flow import find_survey, prepare, run
+from pipeline.flow import planned_survey, prepare, run
 from pipeline.job import IndexJob
 from pipeline.store import Store, StoreOptions, join
 from tests.drive import SMALL
@@ -133,10 +133,10 @@ def test_queries_label_what_they_find_and_another_plan_is_refused(ray_address, i
 
 def test_a_plan_opens_every_input_and_reads_none(ray_address, inputs, tmp_path):
     setup = prepare(IndexJob(input=str(inputs), output=str(tmp_path / "out")))
-    survey = find_survey(setup, SMALL, io.StringIO())
+    survey = planned_survey(setup, SMALL, io.StringIO())
     assert (survey.assets, survey.pages, survey.failed) == (5, 6, {"corrupt": 1, "empty_file": 1})
     assert "windows of 60 s every 50 s, ended early by shot cuts, 2 frames a second" in setup.media.plan
-    assert not (tmp_path / "out" / "_job" / "parts").exists()
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(
