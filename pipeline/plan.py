@@ -1,11 +1,10 @@
 """What reading would take: from the survey, the model, and two seconds of this machine's time. Writes nothing."""
 
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
-import torch
+import numpy as np
+from numpy.typing import NDArray
 
 from model.checkpoint import checkpoint_folder, weight_files
 from model.config import ModelConfig
@@ -29,8 +28,7 @@ def estimate(setup: Setup, resources: Resources, survey: FrozenSurvey, *, start_
     limit = setup.sampling.max_new_tokens
     tokens_out = answers * min(limit, ANSWER_TOKENS[setup.kind.pieces])
     if resources.device == "cpu" and not setup.job.tokens_per_second:
-        with _threads(resources):
-            prompt_rate, answer_rate = measured_rates(setup.load.config, resources.batch_size, setup.job.dtype)
+        prompt_rate, answer_rate = measured_rates(setup.load.config, resources.batch_size)
         tokens_in = survey.unit_tokens * len(setup.prompt.instructions)
         seconds = tokens_in / prompt_rate + tokens_out / answer_rate
         basis = f"measured on this CPU: {prompt_rate:,.0f} visual and {answer_rate:,.0f} output tokens/s"
@@ -47,20 +45,20 @@ def estimate(setup: Setup, resources: Resources, survey: FrozenSurvey, *, start_
     )
 
 
-def measured_rates(config: ModelConfig, batch_size: int, dtype: str) -> tuple[float, float]:
+def measured_rates(config: ModelConfig, batch_size: int) -> tuple[float, float]:
     """(visual tokens of prompts, tokens of answers) that the cores of this machine work through in a second.
 
     One product of matrices as wide as the decoder's is timed, with as many rows as a pass of prompts and as a step of
-    answers has, and scaled by the parameters that a token meets. Attention is left out: it is little at these lengths.
+    answers has, in float32, and scaled by the parameters that a token meets. Attention is left out: it is little at
+    these lengths. By numpy: a job's driver loads no torch.
     """
-    element = torch.bfloat16 if dtype == "bfloat16" else torch.float32
     text = config.text
-    weight = torch.randn(text.hidden_size, max(text.intermediate_size, text.hidden_size), dtype=element)
+    weight = np.ones((text.hidden_size, max(text.intermediate_size, text.hidden_size)), dtype=np.float32)
     prompts, answers = (_products_per_second(weight, rows) * rows for rows in (STEP_TOKENS, batch_size))
     decoder = active_parameters(config)
     patches = config.vision.spatial_merge_size**2  # that a visual token is made of
     prompt_work = decoder + patches * tower_parameters(config.vision)
-    return prompts * weight.numel() / prompt_work, answers * weight.numel() / decoder
+    return prompts * weight.size / prompt_work, answers * weight.size / decoder
 
 
 def active_parameters(config: ModelConfig) -> int:
@@ -83,22 +81,11 @@ def load_seconds(files: list[Path]) -> float:
     return size * (time.perf_counter() - began) / max(1, read)
 
 
-def _products_per_second(weight: torch.Tensor, rows: int) -> float:
-    inputs = torch.randn(rows, weight.shape[0], dtype=weight.dtype)
-    torch.mm(inputs, weight)  # the first one also finds its kernel
+def _products_per_second(weight: NDArray[np.float32], rows: int) -> float:
+    inputs = np.ones((rows, weight.shape[0]), dtype=np.float32)
+    inputs @ weight  # the first one also starts the threads
     count, began = 0, time.perf_counter()
     while (passed := time.perf_counter() - began) < MEASURED_SECONDS or not count:
-        torch.mm(inputs, weight)
+        inputs @ weight
         count += 1
     return count / passed
-
-
-@contextmanager
-def _threads(resources: Resources) -> Iterator[None]:
-    """As many as the replicas have together, where this machine has them."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(max(1, min(before, round(resources.replica_cpus * resources.replicas[1]))))
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

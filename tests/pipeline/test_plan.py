@@ -14,8 +14,8 @@ def test_a_model_of_more_work_is_expected_to_read_slower_as_measured_on_this_mac
     monkeypatch.setattr(plan, "MEASURED_SECONDS", 0.1)
     config = Processor.from_pretrained(resolve_model("model/demo")).config
     deeper = replace(config, text=replace(config.text, num_hidden_layers=20 * config.text.num_hidden_layers))
-    prompts, answers = measured_rates(config, 32, "auto")
-    slower_prompts, slower_answers = measured_rates(deeper, 32, "auto")
+    prompts, answers = measured_rates(config, 32)
+    slower_prompts, slower_answers = measured_rates(deeper, 32)
     ratio = active_parameters(deeper) / active_parameters(config)
     assert answers / slower_answers == pytest.approx(ratio, rel=0.6)
     assert prompts > slower_prompts > 0
