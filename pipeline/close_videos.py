@@ -80,6 +80,9 @@ def _video_row(
     if failure is None and any(_is_truncated(row) for row in windows):
         failure = Failure(Stage.RENDER, ErrorCode.TRUNCATED_FILE, "the file ends before its header says")
         status = DocumentStatus.PARTIAL
+    elif failure is None and (holes := sum("frames_missing" in row["flags"] for row in windows)):
+        message = f"frames are missing in {holes} windows, which have the flag"
+        failure, status = Failure(Stage.RENDER, ErrorCode.FRAMES_MISSING, message), DocumentStatus.PARTIAL
     time_base = facts.get("time_base", (0, 1))
     facts = facts | {"time_base_num": time_base[0], "time_base_den": time_base[1]}
     return VideoRow(

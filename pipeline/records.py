@@ -49,6 +49,7 @@ class ErrorCode(StrEnum):
     NO_FRAMES = "no_frames"
     BAD_DIMENSIONS = "bad_dimensions"
     TRUNCATED_FILE = "truncated_file"
+    FRAMES_MISSING = "frames_missing"
     IMAGE_BOMB = "image_bomb"
     TOO_MANY_PAGES = "too_many_pages"
     TOO_MANY_WINDOWS = "too_many_windows"
@@ -298,6 +299,7 @@ class WindowFacts:
     corrupt_frames: int  # frames of it that the decoder marked as damaged; none of them was sampled
     cut_us: tuple[int, ...]  # when shots begin, of those that begin inside: times of sampled frames
     flags: tuple[str, ...]  # truncated_file (the file ends before the window does), held_frame (nothing new is shown),
+    # frames_missing (wanted ones are not there),
     # ends_at_cut (earlier than planned, where a shot does)
     decode_ms: float
 

@@ -10,6 +10,7 @@ from contextlib import contextmanager, suppress
 from errno import EINVAL
 from fractions import Fraction
 from io import SEEK_END
+from itertools import islice
 from typing import Any, BinaryIO
 
 import av
@@ -36,7 +37,8 @@ _BEFORE_START_US = 60_000_000
 # Without a packet for longer there is a hole and not a still: broadcasts repeat what does not move, files need not.
 _LONGEST_GAP_US, _LONGEST_GAPS_US = 600_000_000, {"mpegts": 60_000_000, "mpeg": 60_000_000, "flv": 60_000_000}
 _FAR_US, _MOST_PTS = 10**15, 1 << 53
-_PADDING_BYTES = 4096
+_LOOKS, _SOUGHT_LOOKS, _FRAMES_OF_A_LOOK = 64, 8, 48  # at the times of frames: by an index, by seeking
+_REORDERED = 5  # frames at most that come in another order than they show
 _SEGMENT = b"\x18\x53\x80\x67"  # of Matroska
 _TRACKS_BYTES = 1 << 20  # the tracks of a Matroska file stand before its clusters
 _SIGNATURES = (b"ftyp", b"moov", b"\x1aE\xdf\xa3", b"RIFF", b"FLV", b"OggS", b"DKIF")
@@ -211,6 +213,30 @@ class VideoFile:
                     return clock
         return None
 
+    def spread_times(self, length_us: int) -> list[list[int]]:
+        """Times of frames that follow each other, in microseconds, at places spread over the file; none is decoded."""
+        if self.is_raw:
+            return []
+        entries = self.stream.index_entries
+        has_all = self.container.format.name.startswith(("mov", "avi")) and len(entries) > _LOOKS  # others: key frames
+        if has_all and self._us(entries[-1].timestamp) > 0.9 * length_us:  # of a fragmented file, the first are known
+            begins = range(0, len(entries) - 1, max(_FRAMES_OF_A_LOOK, len(entries) // _LOOKS))
+            ends = (min(begin + _FRAMES_OF_A_LOOK, len(entries)) for begin in begins)
+            looks = [map(entries.__getitem__, range(*place)) for place in zip(begins, ends, strict=True)]
+            # When they are to be decoded, which is as evenly as they show.
+            return [[self._us(entry.timestamp) for entry in look if entry.size] for look in looks]
+        runs = []
+        for look in range(_SOUGHT_LOOKS):
+            target = self.start_pts + int(length_us * look / _SOUGHT_LOOKS / 1_000_000 / self.time_base)
+            with suppress(av.error.FFmpegError):
+                self._is_fresh = False
+                self.container.seek(target, stream=self.stream, backward=True)
+                packets = list(islice((packet for packet in self._packets() if packet.size), _FRAMES_OF_A_LOOK))
+                times = sorted(self._us(packet.pts) for packet in packets if packet.pts is not None)
+                is_end = len(packets) < _FRAMES_OF_A_LOOK  # elsewhere, neighbours of the last are still to come
+                runs.append(times[_REORDERED if look else 0 : None if is_end else -_REORDERED])
+        return runs
+
     def time_at_byte(self, offset: int) -> int | None:
         """When the first packet from there on shows, in microseconds."""
         self._is_fresh = False
@@ -224,10 +250,6 @@ class VideoFile:
         entries = self.stream.index_entries
         last = entries[-1].pos + entries[-1].size if len(entries) else 0
         return max(self._first_part_ends(), last) > self.file_bytes
-
-    def is_joined(self) -> bool:
-        """Whether something follows what its header counts, as where files were joined."""
-        return 0 < self._first_part_ends() < self.file_bytes - _PADDING_BYTES
 
     def _first_part_ends(self) -> int:
         """By the header of AVI and Matroska, in bytes from the start; 0 where it does not say."""

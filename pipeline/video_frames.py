@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from pipeline.video_color import is_unlike_srgb, to_srgb
 from pipeline.video_file import VideoFile
+from pipeline.video_parts import JoinedVideo
 from pipeline.video_windows import PlannedWindow
 
 SKIP_US = (
@@ -45,7 +46,7 @@ class SampledWindow:
 
 
 def sample_windows(
-    video: VideoFile,
+    video: VideoFile | JoinedVideo,
     windows: Sequence[PlannedWindow],
     *,
     fps: float,

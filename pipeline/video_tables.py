@@ -35,7 +35,8 @@ VIDEO_FACTS = (
     column(
         "flags",
         list_of(_STRING),
-        "timestamps_restart (joined parts on one clock), timestamps_jump (a hole without windows), duration_wrong",
+        "timestamps_restart (joined parts on one clock), timestamps_jump (a hole without windows), duration_wrong, "
+        "part_unreadable",
     ),
     column("start_offset_us", _INT64, "what to add to times for a player's, whose clock begins with the first track"),
     column("average_fps", _DOUBLE, "frames a second by the headers: no measure of time"),
@@ -81,7 +82,8 @@ WINDOWS = pa.schema(
         column(
             "flags",
             list_of(_STRING),
-            "peculiarities, like truncated_file, held_frame, size_change, ends_at_cut, broken_json or outside_window",
+            "peculiarities, like truncated_file, held_frame, frames_missing, size_change, ends_at_cut, broken_json or "
+            "outside_window",
         ),
         column("start_us", _INT64, "microseconds from the first instant of the video track"),
         column("end_us", _INT64, "the same, exclusive; earlier than the plan has it with the flag ends_at_cut"),

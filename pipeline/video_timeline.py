@@ -1,5 +1,6 @@
 """How long a video is and where it has holes: by its headers where a look at the end agrees, otherwise by packets."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from statistics import median
@@ -27,19 +28,33 @@ class Timeline:
 
 def measure(video: VideoFile) -> Timeline:
     """Reads packets and decodes none: a few where the headers are right, all of them otherwise."""
+    if video.is_raw:  # what FFmpeg says of their length is a guess by the bit rate
+        return _of_length(video.count_duration_us())
     said_us = video.duration_us
-    if video.is_raw:
-        return _of_length(said_us or video.count_duration_us())
     name = video.container.format.name
     if name in _CAN_JOIN:
         return _of_length(said_us) if said_us and _is_steady(video) else _read_through(video, 0)
-    last = None if not said_us or (name != "avi" and video.is_joined()) else video.last_stretches()
+    last = video.last_stretches() if said_us else None
     if last is None or len(last.stretches) > 1 or last.has_restarted:
         return _read_through(video, said_us)
     end_us = last.stretches[-1][1]
     if not _is_wrong(said_us, end_us) or (said_us > end_us and video.is_cut_off()):
         return _of_length(said_us)
     return Timeline(((0, max(1, end_us)),), ("duration_wrong",))
+
+
+def joined(timelines: Sequence[Timeline]) -> Timeline:
+    """One behind the other."""
+    stretches: list[tuple[int, int]] = []
+    begin_us = 0
+    for timeline in timelines:
+        for start_us, end_us in timeline.stretches:
+            if stretches and stretches[-1][1] == begin_us + start_us:
+                start_us = stretches.pop()[0] - begin_us
+            stretches.append((begin_us + start_us, begin_us + end_us))
+        begin_us += timeline.end_us
+    flags = dict.fromkeys(flag for timeline in timelines for flag in timeline.flags)
+    return Timeline(tuple(stretches), ("timestamps_restart", *flags))
 
 
 def _read_through(video: VideoFile, said_us: int) -> Timeline:

@@ -2,7 +2,8 @@
 
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import BinaryIO
 
@@ -13,10 +14,13 @@ from pipeline.shot_cuts import shot_cuts
 from pipeline.video_color import HDR
 from pipeline.video_file import VideoFile, is_encrypted_matroska, open_video
 from pipeline.video_frames import Orientation, SampledWindow, orientation_of, sample_windows
-from pipeline.video_timeline import measure
+from pipeline.video_parts import JoinedVideo, part_of, split_parts
+from pipeline.video_timeline import Timeline, joined, measure
 from pipeline.video_windows import PlannedWindow, VideoOptions, frame_dimensions, plan_stretches, window_tokens
 
-VFR_SHARE = 0.1  # frames whose intervals differ by more than this share have a variable rate
+VFR_SHARE = 0.1  # an interval that differs by more than this share from the usual one is odd
+ODD_SHARE = 0.03  # of intervals that may be odd before the rate is variable: single frames are lost in any recording
+HOLE_SAMPLES, HOLE_FRAMES = 3, 8  # intervals of the sampling grid and of frames; longer ones are holes
 FRAMES_LOOKED_AT = 24
 TRUNCATED_US = 1_000_000  # what may be missing at the end before it is said: headers are rarely exact
 
@@ -40,10 +44,11 @@ class VideoInfo:
     start_pts: int  # where the video's clock has its 0, in units of time_base
     duration_us: int
     stretches: tuple[tuple[int, int], ...]  # [start, end) in us of what there is to see: one, but where the clock jumps
-    flags: tuple[str, ...]  # of timestamps_restart, timestamps_jump, duration_wrong
+    flags: tuple[str, ...]  # of timestamps_restart, timestamps_jump, duration_wrong, part_unreadable
+    parts: tuple[tuple[int, int, int], ...]  # (first byte, end, length in us) of files that were joined; else none
     start_offset_us: int  # how much later than a player's clock the video's begins
     average_fps: float
-    is_vfr: bool  # as far as the first frames show
+    is_vfr: bool  # as far as looks at places all over the file show
     timing: str  # pts, decode_order (AVI) or counted (raw streams)
     video_tracks: int
     has_audio: bool
@@ -58,7 +63,8 @@ class VideoInfo:
 
 def inspect_video(file: BinaryIO, options: VideoOptions) -> VideoInfo:
     """Opens a video, decodes its first frames, and plans its windows. Raises BadInput when nothing can be decoded."""
-    with open_video(file) as video:
+    places = split_parts(file)
+    with open_video(part_of(file, *places[0]) if len(places) > 1 else file) as video:
         first, times_us = None, []
         for time_us, frame in video.frames():  # of which one is kept: of 8K in 10 bits, 24 would take 2.4 GB
             first = first or frame
@@ -72,9 +78,11 @@ def inspect_video(file: BinaryIO, options: VideoOptions) -> VideoInfo:
             errors = len(video.errors_us)
             message = f"no frame could be decoded ({errors} damaged packets)"
             raise BadInput(Stage.OPEN, ErrorCode.NO_FRAMES, message)
-        timeline = measure(video)
+        timeline, parts = _measure_parts(file, measure(video), places)
         duration_us = max(timeline.end_us, times_us[-1] + 1)
         stretches = timeline.stretches if len(timeline.stretches) > 1 else ((0, duration_us),)
+        # Where a clock starts again, seeking by time leads anywhere.
+        runs = [times_us, *([] if "timestamps_restart" in timeline.flags else video.spread_times(duration_us))]
         orientation = orientation_of(first)
         height, width = _display_size(video, first.height, first.width, orientation)
         try:
@@ -103,9 +111,10 @@ def inspect_video(file: BinaryIO, options: VideoOptions) -> VideoInfo:
             duration_us=duration_us,
             stretches=stretches,
             flags=timeline.flags,
+            parts=parts,
             start_offset_us=video.start_offset_us,
             average_fps=float(stream.average_rate or 0),
-            is_vfr=_is_vfr(times_us, stream.frames, duration_us),
+            is_vfr=_is_vfr(runs),
             timing="counted" if video.is_raw else "decode_order" if video.is_in_decode_order else "pts",
             video_tracks=len(video.container.streams.video),
             has_audio=bool(video.container.streams.audio),
@@ -119,6 +128,25 @@ def inspect_video(file: BinaryIO, options: VideoOptions) -> VideoInfo:
         )
 
 
+def _measure_parts(
+    file: BinaryIO, first: Timeline, places: Sequence[tuple[int, int]]
+) -> tuple[Timeline, tuple[tuple[int, int, int], ...]]:
+    """The timeline of all parts, and (first byte, end, length in us) of each; of those that cannot be opened, none."""
+    if len(places) == 1:
+        return first, ()
+    timelines, readable, flags = [first], [places[0]], []
+    for place in places[1:]:
+        try:
+            with open_video(part_of(file, *place)) as video:
+                timelines.append(measure(video))
+                readable.append(place)
+        except BadInput:
+            flags.append("part_unreadable")
+    timeline = joined(timelines)
+    parts = tuple((start, end, each.end_us) for (start, end), each in zip(readable, timelines, strict=True))
+    return replace(timeline, flags=(*timeline.flags, *dict.fromkeys(flags))), parts
+
+
 def read_windows(file: BinaryIO, numbers: Sequence[int], info: VideoInfo) -> Iterator[Window | tuple[int, Failure]]:
     """One item for each of `numbers` (1-based, ascending) of the windows planned in `info`, in order.
 
@@ -126,7 +154,7 @@ def read_windows(file: BinaryIO, numbers: Sequence[int], info: VideoInfo) -> Ite
     """
     planned = plan_stretches(info.stretches, info.window_us, info.step_us)
     wanted = [planned[number - 1] for number in numbers]
-    with open_video(file, restarts="timestamps_restart" in info.flags) as video:
+    with _opened(file, info) as video:
         first = next(video.frames(), None)
         orientation = orientation_of(first[1]) if first else Orientation()
         began = time.perf_counter()
@@ -139,12 +167,21 @@ def read_windows(file: BinaryIO, numbers: Sequence[int], info: VideoInfo) -> Ite
             stored=(info.coded_height, info.coded_width),
         )
         for window in sampled:
-            yield _window(window, video, info.shot_cuts, 1000 * (time.perf_counter() - began))
+            yield _window(window, video, info, 1000 * (time.perf_counter() - began))
             began = time.perf_counter()
 
 
+@contextmanager
+def _opened(file: BinaryIO, info: VideoInfo) -> Iterator[VideoFile | JoinedVideo]:
+    if info.parts:
+        yield JoinedVideo([(part_of(file, start, end), length_us) for start, end, length_us in info.parts])
+    else:
+        with open_video(file, restarts="timestamps_restart" in info.flags) as video:
+            yield video
+
+
 def _window(
-    sampled: SampledWindow, video: VideoFile, may_end_at_cut: bool, decode_ms: float
+    sampled: SampledWindow, video: VideoFile | JoinedVideo, info: VideoInfo, decode_ms: float
 ) -> Window | tuple[int, Failure]:
     planned = sampled.planned
     end_us = sampled.file_end_us
@@ -153,10 +190,11 @@ def _window(
         return planned.index, _no_frames(planned, video, end_us if is_truncated else None)
     frames = np.stack(sampled.frames)
     cuts = shot_cuts(frames)
-    shown = last_cut_in_overlap(planned, sampled.frame_us, cuts) if may_end_at_cut else None
+    shown = last_cut_in_overlap(planned, sampled.frame_us, cuts) if info.shot_cuts else None
     flags = [
         ("truncated_file", is_truncated),
         ("held_frame", sampled.is_held),
+        ("frames_missing", not sampled.is_held and _has_hole(sampled, video, info)),
         ("size_change", sampled.has_other_size),
         ("ends_at_cut", shown is not None),
     ]
@@ -183,21 +221,36 @@ def last_cut_in_overlap(planned: PlannedWindow, frame_us: Sequence[int], cuts: S
     return next((index for index in reversed(cuts) if earliest_us <= frame_us[index] < planned.end_us), None)
 
 
-def _is_vfr(times_us: Sequence[int], frames: int, duration_us: int) -> bool:
-    """Whether the first intervals differ, or do not fit the number of frames in the header (0: unknown)."""
-    steps = sorted(later - earlier for earlier, later in pairwise(times_us))
-    if not steps:
-        return False
-    usual = steps[len(steps) // 2]
-    differ = steps[-1] - steps[0] > max(2_000, VFR_SHARE * usual)  # some containers round to milliseconds
-    return differ or (frames > 0 and abs(frames * usual - duration_us) > VFR_SHARE * duration_us)
+def _is_vfr(runs: Sequence[Sequence[int]]) -> bool:
+    """Whether intervals differ in more places than lost frames explain; `runs`: of times one behind the other."""
+    steps = [later - earlier for run in runs for earlier, later in pairwise(run)]
+    usual = sorted(steps)[len(steps) // 2] if steps else 0
+    odd = sum(abs(step - usual) > max(2_000, VFR_SHARE * usual) for step in steps)  # some round to milliseconds
+    return odd > ODD_SHARE * len(steps)
+
+
+def _has_hole(sampled: SampledWindow, video: VideoFile | JoinedVideo, info: VideoInfo) -> bool:
+    """Whether frames are missing that were wanted: where some are damaged, or where so many do not come that no still
+    explains it. Of a video of variable rate, and of AVI, which leaves out what does not change, that is not known."""
+    step_us = 1_000_000 / info.fps
+    end_us = min(sampled.planned.end_us, sampled.file_end_us or sampled.planned.end_us)
+    damaged = (*video.errors_us, *video.corrupt_us)
+    is_even = not info.is_vfr and info.timing == "pts"
+    usual_us = 1_000_000 / info.average_fps if info.average_fps > 0 else step_us
+    for earlier_us, later_us in pairwise((sampled.planned.start_us, *sampled.frame_us, end_us)):
+        if later_us - earlier_us > HOLE_SAMPLES * step_us and (
+            any(earlier_us <= time_us < later_us for time_us in damaged)
+            or (is_even and later_us - earlier_us > HOLE_FRAMES * usual_us)
+        ):
+            return True
+    return False
 
 
 def _count(times_us: Sequence[int], planned: PlannedWindow) -> int:
     return len({time_us for time_us in times_us if planned.start_us <= time_us < planned.core_end_us})
 
 
-def _no_frames(planned: PlannedWindow, video: VideoFile, file_end_us: int | None) -> Failure:
+def _no_frames(planned: PlannedWindow, video: VideoFile | JoinedVideo, file_end_us: int | None) -> Failure:
     if file_end_us is not None:
         message = f"the file ends at {file_end_us / 1e6:.1f} s, before its header says"
         return Failure(Stage.RENDER, ErrorCode.TRUNCATED_FILE, message)

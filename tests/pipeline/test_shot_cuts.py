@@ -35,6 +35,54 @@ def test_cuts_are_found_and_moving_cameras_are_none(seed, speed):
     assert shot_cuts(frames) == np.cumsum(lengths)[:-1].tolist()
 
 
+def texture(rng: np.random.Generator) -> np.ndarray:
+    tone = rng.integers(70, 190)
+    return np.kron(rng.integers(tone - 60, tone + 60, (SIDE // 16, SIDE // 16, 3)), np.ones((16, 16, 1))).clip(0, 255)
+
+
+def sampled(show, seconds: float, rng: np.random.Generator, *, fps: int = 2) -> np.ndarray:
+    """Frames of a picture that is a function of the time, with some noise."""
+    frames = [show(number / fps) + rng.integers(-4, 5, (SIDE, SIDE, 3)) for number in range(int(seconds * fps))]
+    return np.stack(frames).clip(0, 255).astype(np.uint8)
+
+
+def mixed(one, other, share: float):
+    share = min(1.0, max(0.0, share))
+    return one * (1 - share) + other * share
+
+
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("length", [0.2, 0.5, 0.8, 1.0, 1.3, 1.7, 2.0, 2.5, 3.0])
+def test_a_transition_is_one_cut_at_most_however_long_it_is(length, seed):
+    rng = np.random.default_rng(seed)
+    one, other = texture(rng), texture(rng)
+    black = np.zeros_like(one)
+    begin = 5 + rng.random() / 2
+
+    def dip(time):
+        away = begin + length + 0.3
+        return (
+            mixed(one, black, (time - begin) / length) if time < away else mixed(black, other, (time - away) / length)
+        )
+
+    (cut,) = shot_cuts(sampled(lambda time: mixed(one, other, (time - begin) / length), 12, rng))
+    assert begin <= cut / 2 <= begin + length + 0.5
+    slow = length > 1.0
+    assert len(shot_cuts(sampled(lambda time: mixed(black, one, (time - begin) / length), 12, rng))) <= 1 - slow
+    assert len(shot_cuts(sampled(lambda time: mixed(one, black, (time - begin) / length), 12, rng))) <= 1 - slow
+    assert len(shot_cuts(sampled(lambda time: mixed(one, one * 0.3, (time - begin) / length), 12, rng))) <= 1 - slow
+    assert len(shot_cuts(sampled(dip, 14, rng))) <= 2 - slow
+
+
+@pytest.mark.parametrize("tone", [0, 255])
+def test_a_flash_is_no_cut_and_one_black_frame_between_shots_is_one(tone):
+    rng = np.random.default_rng(3)
+    one, other, plain = texture(rng), texture(rng), np.full((SIDE, SIDE, 3), tone)
+    assert shot_cuts(sampled(lambda time: plain if time == 4 else one, 8, rng)) == []
+    shown = {True: one, False: other}
+    assert shot_cuts(sampled(lambda time: plain if time == 4 else shown[time < 4], 8, rng)) == [9]
+
+
 def test_one_frame_or_a_still_has_no_cut():
     assert shot_cuts(np.zeros((1, SIDE, SIDE, 3), np.uint8)) == []
     assert shot_cuts(np.full((9, SIDE, SIDE, 3), 99, np.uint8)) == []

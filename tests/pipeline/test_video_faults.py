@@ -86,13 +86,11 @@ def write_part(path: Path, seconds: int, start: int = 0) -> bytes:
     return path.read_bytes()
 
 
-@pytest.mark.parametrize("suffix", ["ts", "mkv", "vob"])
+@pytest.mark.parametrize("suffix", ["ts", "vob", "mkv", "mp4", "mov", "flv"])
 @pytest.mark.parametrize(
     "parts", [[(10, 0), (20, 0)], [(20, 5), (10, 0)], [(7, 0), (9, 0), (6, 0)], [(8, 900), (6, 0)]]
 )
 def test_joined_parts_are_on_one_clock_that_goes_on(suffix, parts, tmp_path):
-    if suffix == "mkv" and len(parts) > 2:
-        pytest.skip("FFmpeg ends at the third segment of a Matroska file")
     data = [write_part(tmp_path / f"{n}.{suffix}", seconds, at) for n, (seconds, at) in enumerate(parts)]
     (tmp_path / f"all.{suffix}").write_bytes(b"".join(data))
     wanted = options(window_seconds=4, overlap_seconds=0, shot_cuts=False)
@@ -116,6 +114,37 @@ def test_joined_parts_are_on_one_clock_that_goes_on(suffix, parts, tmp_path):
     for one, other in zip(again, (windows[1], windows[3]), strict=True):
         assert one.facts.span == other.facts.span
         np.testing.assert_array_equal(one.frames_THWC, other.frames_THWC)
+
+
+FRAGMENTED = {"movflags": "frag_keyframe+empty_moov"}
+
+
+@pytest.mark.parametrize(
+    ("suffix", "codec", "wanted"),
+    [
+        *(("avi", "mpeg4", {}), ("wmv", "wmv2", {}), ("webm", "libvpx-vp9", {}), ("ivf", "libvpx", {})),
+        *(("flv", "flv", {}), ("mp4", "libx264", FRAGMENTED), ("ts", "mpeg2video", {})),
+    ],
+)
+def test_joined_files_of_any_container_are_read_to_the_end(suffix, codec, wanted, tmp_path):
+    data = b""
+    for seconds in (4, 6, 3):
+        path = tmp_path / f"part.{suffix}"
+        write_frames(path, list(range(25 * seconds)), Fraction(1, 25), codec=codec, container_options=wanted)
+        data += path.read_bytes()
+    (tmp_path / f"all.{suffix}").write_bytes(data)
+    info, windows = read_all(tmp_path / f"all.{suffix}", options(window_seconds=5, overlap_seconds=0))
+    assert info.duration_us == pytest.approx(13e6, abs=150_000)
+    assert info.flags == ("timestamps_restart",)
+    assert [len(window.frames_THWC) for window in windows] == [10, 10, 6]
+
+
+def test_a_joined_part_that_cannot_be_opened_is_said(tmp_path):
+    data = write_part(tmp_path / "a.mp4", 5)
+    (tmp_path / "all.mp4").write_bytes(data + data[:32] + bytes(100) + data[32:3000])
+    info, windows = read_all(tmp_path / "all.mp4", options())
+    assert info.flags == ("timestamps_restart", "part_unreadable")
+    assert len(windows[0].frames_THWC) == 10
 
 
 @pytest.mark.parametrize("suffix", ["ts", "mkv", "mp4", "avi", "webm"])
@@ -153,6 +182,60 @@ def test_a_raw_stream_does_not_drift(tmp_path):
     with (tmp_path / "a.h264").open("rb") as file, open_video(file) as video:
         times = [time_us for time_us, _ in video.frames()]
     assert times[-1] == round(2999 * 1_000_000 / Fraction(30000, 1001))
+
+
+EVEN = [40 * number for number in range(1500)]  # a minute at 25 frames a second
+LATER = [time if time < 40_000 else time + 15 * (time % 120 == 0) for time in EVEN]
+LOST = [time for time in EVEN if time not in (2000, 30_040)]
+FILM = [round(number * 1001 / 24) for number in range(1400)]  # 23.976 a second, in milliseconds
+STILL = [40 * number for number in range(100)] + [4_000 + 9_000 * number for number in range(4)] + [45_000, 45_500]
+
+
+@pytest.mark.parametrize("suffix", ["mp4", "mkv", "ts", "flv"])
+@pytest.mark.parametrize(("times", "expected"), [(EVEN, False), (LATER, True), (LOST, False), (FILM, False)])
+def test_the_rate_is_variable_where_it_is_so_anywhere(suffix, times, expected, tmp_path):
+    write_frames(tmp_path / f"a.{suffix}", times, Fraction(1, 1000), codec_options={"preset": "ultrafast"})
+    with (tmp_path / f"a.{suffix}").open("rb") as file:
+        assert inspect_video(file, options()).is_vfr is expected
+
+
+@pytest.mark.parametrize("suffix", ["mp4", "mov", "mkv", "ts"])
+@pytest.mark.parametrize("seconds", [2, 8, 20])
+def test_a_hole_in_a_video_is_said(suffix, seconds, tmp_path):
+    times = [time for time in EVEN if not 10_000 <= time < 10_000 + 1000 * seconds]
+    write_frames(tmp_path / f"a.{suffix}", times, Fraction(1, 1000), codec_options={"preset": "ultrafast"})
+    _, (window,) = read_all(tmp_path / f"a.{suffix}", options())
+    assert window.facts.flags == ("frames_missing",)
+    assert len(window.frames_THWC) == pytest.approx(120 - 2 * seconds, abs=1)
+
+
+@pytest.mark.parametrize("suffix", ["mkv", "ts", "mp4"])
+def test_a_stretch_that_cannot_be_decoded_is_a_hole(suffix, tmp_path):
+    path = tmp_path / f"a.{suffix}"
+    noise = {"preset": "ultrafast", "g": "25", "qp": "10"}
+    write_frames(path, EVEN[:500], Fraction(1, 1000), codec_options=noise, size=(128, 128))
+    data = bytearray(path.read_bytes())
+    begin, end = len(data) // 3, len(data) // 3 + len(data) // 4
+    data[begin:end] = bytes(end - begin)
+    path.write_bytes(data)
+    _, (window,) = read_all(path, options())
+    assert "frames_missing" in window.facts.flags
+
+
+def test_a_still_in_a_video_of_variable_rate_is_no_hole(tmp_path):
+    write_frames(tmp_path / "a.mkv", STILL, Fraction(1, 1000))
+    info, (window,) = read_all(tmp_path / "a.mkv", options())
+    assert info.is_vfr
+    assert window.facts.flags == ()
+
+
+@pytest.mark.parametrize(
+    ("suffix", "codec"), [("m1v", "mpeg1video"), ("m2v", "mpeg2video"), ("h264", "libx264"), ("obu", "libsvtav1")]
+)
+def test_the_frames_of_a_raw_stream_are_counted(suffix, codec, tmp_path):
+    write_frames(tmp_path / f"a.{suffix}", list(range(300)), Fraction(1, 25), codec=codec)
+    info, (window,) = read_all(tmp_path / f"a.{suffix}", options())
+    assert (info.duration_us, len(window.frames_THWC)) == (12_000_000, 24)
 
 
 def test_a_video_with_more_windows_than_allowed_says_so(tmp_path):
