@@ -1,17 +1,23 @@
 """The index of events as a job left it: its tables out of OUTPUT, and search in them with DuckDB. No server."""
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
 
 import duckdb
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline.event_tables import CHAPTERS, EVENTS
 from pipeline.store import Store, join
 
-VIDEO_COLUMNS = ("video_id", "source_uri", "filename", "duration_us", "start_offset_us")
+VIDEO_COLUMNS = (
+    *("video_id", "source_uri", "filename", "status", "error_code", "error_message", "duration_us", "start_offset_us"),
+)
+_GAP_COLUMNS = ("video_id", "start_us", "end_us", "error_code", "error_message")
+_WINDOW_COLUMNS = (*_GAP_COLUMNS, "window_id", "status", "flags", "answer")
 LOOSE_LETTERS = 4  # a word of a query as long as this also finds longer words that begin with it, and misread ones
 MISREAD_WEIGHT = 0.5  # of a word that differs by one letter: added, left out, or another
 _WORDS = r"regexp_extract_all(strip_accents(lower({text})), '[\p{{L}}\p{{N}}]+')"
@@ -55,11 +61,17 @@ order by source_uri, start_us, event_id limit $limit
 
 @dataclass(frozen=True, slots=True)
 class EventIndex:
-    """The tables of a finished job: of `videos` VIDEO_COLUMNS, of the others all columns of their schema."""
+    """The tables of a finished job: of `videos` VIDEO_COLUMNS, of the next two all columns of their schema.
+
+    The answer to a question about a window is an event as long as the window, its `event_id` the window's. `gaps` are
+    the windows of which nothing could be read: video_id, start_us, end_us, error_code, error_message.
+    """
 
     videos: pa.Table
     events: pa.Table
     chapters: pa.Table
+    gaps: pa.Table
+    question: str  # what each window was asked; "" where events were
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,11 +109,42 @@ def read_index(store: Store, output: str) -> EventIndex:
     """Raises ValueError where no finished index of events lies in `output`."""
     if not store.exists(join(output, "_SUCCESS")):
         raise ValueError(f"{output} holds no finished index of events: python -m jobs.index_videos writes one")
+    windows = _read_table(store, output, "windows", _WINDOW_COLUMNS)
+    unread = pc.is_in(windows["status"], pa.array(["failed", "unparseable"]))
+    answers = windows.filter(pc.and_not(pc.not_equal(windows["answer"], ""), unread))
     return EventIndex(
         videos=_read_table(store, output, "videos", VIDEO_COLUMNS),
-        events=_read_table(store, output, "events", EVENTS.names),
+        events=pa.concat_tables([_read_table(store, output, "events", EVENTS.names), _as_events(answers)]),
         chapters=_read_table(store, output, "chapters", CHAPTERS.names),
+        gaps=windows.filter(unread).select(list(_GAP_COLUMNS)),
+        question=_question(store, output),
     )
+
+
+def _question(store: Store, output: str) -> str:
+    uri = join(output, "_job.json")
+    config = json.loads(store.read(uri)).get("config", {}) if store.exists(uri) else {}
+    return str(config.get("question", ""))
+
+
+def _as_events(answers: pa.Table) -> pa.Table:
+    """Answers to a question in the shape of EVENTS."""
+    rows = [
+        {
+            "event_id": row["window_id"],
+            "video_id": row["video_id"],
+            "chapter_id": "",
+            "start_us": row["start_us"],
+            "end_us": row["end_us"],
+            "description": row["answer"],
+            "label": "",
+            "confidence": None,
+            "flags": row["flags"],
+            "sources": [],
+        }
+        for row in answers.to_pylist()
+    ]
+    return pa.Table.from_pylist(rows, schema=EVENTS)
 
 
 def _read_table(store: Store, output: str, name: str, columns: tuple[str, ...] | list[str]) -> pa.Table:
@@ -167,4 +210,4 @@ def media_url(uri: str) -> str:
 
 def media_link(uri: str, start_us: int) -> str:
     """The source from a time on, to a tenth of a second (a media fragment: https://www.w3.org/TR/media-frags/)."""
-    return f"{media_url(uri)}#t={start_us // 100_000 / 10:g}"
+    return f"{media_url(uri)}#t={f'{start_us // 100_000 / 10:.1f}'.removesuffix('.0')}"

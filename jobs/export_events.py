@@ -11,9 +11,10 @@ from typing import Any
 from urllib.parse import quote
 
 from jobs.event_index import EventIndex, media_link, read_index
-from jobs.event_page import VideoEvents, event_page
+from jobs.event_page import VideoEvents, event_page, poster_file, thumbnail_file
 from jobs.options import add_store_options, store_options
-from jobs.thumbnails import thumbnails_of
+from jobs.thumbnails import POSTER, THUMBNAIL, Moment, pictures_of
+from jobs.webvtt import event_cues, webvtt
 from pipeline.records import BadInput
 from pipeline.store import Store, absolute, join
 
@@ -34,19 +35,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         output = absolute(flags.output)
         target = absolute(flags.to) if flags.to else join(output, "export")
-        videos = _videos(read_index(store, output), target)
+        index = read_index(store, output)
     except (ValueError, BadInput) as error:
         print(f"export_events: {error}", file=sys.stderr)
         return BAD_JOB
+    videos = _videos(index, target)
     written = 0
     for video in videos:
         for name, text in _files(video, formats):
             store.put(join(target, name), text.encode())
             written += 1
     if "html" in formats:
-        thumbnails = _write_thumbnails(store, target, videos) if flags.thumbnails else {}
-        store.put(join(target, "index.html"), event_page(flags.title or output, videos, thumbnails).encode())
-        written += 1 + len(thumbnails)
+        pictures = _write_pictures(store, target, videos) if flags.thumbnails else set()
+        title = flags.title or f"Events of {output.rstrip('/').rsplit('/', 1)[-1]}"
+        store.put(join(target, "index.html"), event_page(title, videos, pictures, index.question).encode())
+        written += 1 + len(pictures)
     print(f"{target}: {len(videos)} videos, {written} files")
     return DONE
 
@@ -63,28 +66,29 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--format", action="append", choices=FORMATS, help="only this; may be given several times")
     parser.add_argument("--to", metavar="FOLDER", help="a folder or s3://bucket/prefix (default: OUTPUT/export)")
-    parser.add_argument("--title", metavar="TEXT", help="heading of the page (default: OUTPUT)")
+    parser.add_argument("--title", metavar="TEXT", help="heading of the page (default: OUTPUT's own name)")
     parser.add_argument(
         "--thumbnails",
         action=argparse.BooleanOptionalAction,
         default=True,
-        help="decode a picture at the start of each event for the page",
+        help="decode pictures for the page: one of each video, and one at the start of each event",
     )
     add_store_options(parser)
     return parser
 
 
 def _videos(index: EventIndex, target: str) -> list[VideoEvents]:
-    """The videos in order of uri, each with its events and chapters in order of time."""
-    of_video: dict[str, dict[str, list[dict[str, Any]]]] = {"events": defaultdict(list), "chapters": defaultdict(list)}
-    for name, table in ("events", index.events), ("chapters", index.chapters):
+    """The videos in order of uri, each with its events, chapters and gaps in order of time."""
+    of_video: defaultdict[tuple[str, str], list[dict[str, Any]]] = defaultdict(list)
+    for name, table in ("events", index.events), ("chapters", index.chapters), ("gaps", index.gaps):
         for row in table.sort_by([("start_us", "ascending"), ("end_us", "ascending")]).to_pylist():
-            of_video[name][row["video_id"]].append(row)
+            of_video[name, row["video_id"]].append(row)
     return [
         VideoEvents(
             video,
-            of_video["events"][video["video_id"]],
-            of_video["chapters"][video["video_id"]],
+            of_video["events", video["video_id"]],
+            of_video["chapters", video["video_id"]],
+            of_video["gaps", video["video_id"]],
             _player_url(video["source_uri"], target),
         )
         for video in index.videos.sort_by("source_uri").to_pylist()
@@ -101,16 +105,16 @@ def _files(video: VideoEvents, formats: Sequence[str]) -> list[tuple[str, str]]:
     """(name, content) of the files of one video."""
     name = _file_name(video.video)
     files = []
-    if "vtt" in formats:
+    if "vtt" in formats and not video.is_failed:
         late_us = video.video["start_offset_us"]  # a player's clock, and a cue's, begins with the first track
-        events = [
-            (row["event_id"], row["start_us"] + late_us, row["end_us"] + late_us, _cue(row)) for row in video.events
-        ]
         chapters = [
             (row["chapter_id"], row["start_us"] + late_us, row["end_us"] + late_us, row["title"])
             for row in video.chapters
         ]
-        files += [(f"{name}.vtt", webvtt(events)), (f"{name}.chapters.vtt", webvtt(chapters))]
+        files += [
+            (f"{name}.vtt", webvtt(event_cues(video.events, late_us))),
+            (f"{name}.chapters.vtt", webvtt(chapters)),
+        ]
     if "json" in formats:
         uri = video.video["source_uri"]
         content = {
@@ -130,39 +134,23 @@ def _file_name(video: Mapping[str, Any]) -> str:
     return f"{re.sub(r'[^A-Za-z0-9._-]+', '_', video['filename'])[:80].lstrip('.')}-{video['video_id'][:12]}"
 
 
-def _cue(row: Mapping[str, Any]) -> str:
-    return f"[{row['label']}] {row['description']}" if row["label"] else row["description"]
+def _write_pictures(store: Store, target: str, videos: Sequence[VideoEvents]) -> set[str]:
+    """Writes JPEGs of the beginning of each event, and one of each video; names them relative to the page.
 
-
-def webvtt(cues: Sequence[tuple[str, int, int, str]]) -> str:
-    """Cues of (id, start and end in microseconds, text) as a WebVTT file (https://www.w3.org/TR/webvtt1/).
-
-    Starts are rounded down and ends up to a millisecond. A text is one line with the three signs escaped that have a
-    meaning there.
+    A source that is gone has none.
     """
-    blocks = ["WEBVTT"]
-    for identifier, start_us, end_us, text in cues:
-        escaped = " ".join(text.split()).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-        blocks.append(f"{identifier}\n{_vtt_time(start_us // 1000)} --> {_vtt_time(-(-end_us // 1000))}\n{escaped}")
-    return "\n\n".join(blocks) + "\n"
-
-
-def _vtt_time(milliseconds: int) -> str:
-    seconds, rest = divmod(milliseconds, 1000)
-    minutes, seconds = divmod(seconds, 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours:02}:{minutes:02}:{seconds:02}.{rest:03}"
-
-
-def _write_thumbnails(store: Store, target: str, videos: Sequence[VideoEvents]) -> dict[str, str]:
-    """event_id -> URL, relative to the page, of a JPEG of its beginning. A source that is gone has none."""
-    urls: dict[str, str] = {}
+    written = set()
     for video in videos:
-        moments = {row["event_id"]: _moment_us(row) for row in video.events}
-        for event_id, jpeg in thumbnails_of(store, video.video["source_uri"], moments):
-            urls[event_id] = f"thumbnails/{event_id}.jpg"
-            store.put(join(target, urls[event_id]), jpeg)
-    return urls
+        if video.is_failed:
+            continue
+        moments = [Moment(thumbnail_file(row["event_id"]), _moment_us(row), THUMBNAIL) for row in video.events]
+        whole = {"start_us": 0, "end_us": video.video["duration_us"]}
+        shown = _moment_us(video.events[0] if video.events else whole)
+        poster = Moment(poster_file(video.video["video_id"]), shown, POSTER)
+        for file, jpeg in pictures_of(store, video.video["source_uri"], [*moments, poster]):
+            store.put(join(target, file), jpeg)
+            written.add(file)
+    return written
 
 
 def _moment_us(row: Mapping[str, Any]) -> int:

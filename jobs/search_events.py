@@ -5,6 +5,7 @@ import json
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
+from urllib.parse import quote
 
 from jobs.event_index import Hit, Query, clock, media_url, read_index, search
 from jobs.options import add_store_options, store_options
@@ -102,7 +103,7 @@ def _text(hits: Sequence[Hit], page_url: str) -> str:
 
 def _links(hit: Hit, page_url: str) -> list[str]:
     """The source at the event's start, and the event on the page of jobs.export_events where there is one."""
-    return [hit.link, *([f"{page_url}#{hit.event_id}"] if page_url else [])]
+    return [hit.link, *([f"{page_url}#{quote(hit.event_id)}"] if page_url else [])]
 
 
 def _printable(text: str) -> str:

@@ -6,8 +6,8 @@ import shutil
 import subprocess
 import time
 from base64 import b64decode
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +51,30 @@ class Browser:
         """The value of an async JavaScript expression on a page, once it is loaded."""
         return asyncio.run(asyncio.wait_for(self._run(url, script, screenshot), 60))
 
+    def accessibility(self, url: str) -> list[tuple[str, str]]:
+        """(role, name) of everything a screen reader meets on a page, in order."""
+        return asyncio.run(asyncio.wait_for(self._accessibility(url), 60))
+
     async def _run(self, url: str, script: str, screenshot: Path | None) -> Any:
+        async with self._page(url) as socket:
+            arguments = {"expression": script, "awaitPromise": True, "returnByValue": True}
+            result = await _call(socket, "Runtime.evaluate", arguments)
+            assert "exceptionDetails" not in result, result
+            if screenshot:
+                picture = await _call(socket, "Page.captureScreenshot", {"format": "png"})
+                screenshot.write_bytes(b64decode(picture["data"]))
+            return result["result"].get("value")
+
+    async def _accessibility(self, url: str) -> list[tuple[str, str]]:
+        async with self._page(url) as socket:
+            nodes = (await _call(socket, "Accessibility.getFullAXTree", {}))["nodes"]
+            return [
+                (node["role"]["value"], node.get("name", {}).get("value", "")) for node in nodes if not node["ignored"]
+            ]
+
+    @asynccontextmanager
+    async def _page(self, url: str) -> AsyncIterator[aiohttp.ClientWebSocketResponse]:
+        """The socket of a new tab in which a page is loaded."""
         async with aiohttp.ClientSession() as session:
             async with session.put(f"{self._address}/json/new?about:blank") as response:
                 target = json.loads(await response.text())
@@ -60,13 +83,7 @@ class Browser:
                 await _call(socket, "Page.navigate", {"url": url})
                 while json.loads((await socket.receive()).data).get("method") != "Page.loadEventFired":
                     pass
-                arguments = {"expression": script, "awaitPromise": True, "returnByValue": True}
-                result = await _call(socket, "Runtime.evaluate", arguments)
-                assert "exceptionDetails" not in result, result
-                if screenshot:
-                    picture = await _call(socket, "Page.captureScreenshot", {"format": "png"})
-                    screenshot.write_bytes(b64decode(picture["data"]))
-                return result["result"].get("value")
+                yield socket
 
 
 async def _call(socket: aiohttp.ClientWebSocketResponse, method: str, parameters: dict[str, Any]) -> dict[str, Any]:

@@ -1,7 +1,10 @@
 """A finished index of events in a folder, made from sample clips by perfect answers about overlapping windows."""
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -12,6 +15,7 @@ from pipeline.merge_events import chapters_of, merge_events
 from pipeline.parse_events import parse_events
 from pipeline.records import Event, WindowSpan, stable_id
 from pipeline.tables import to_parquet
+from pipeline.video_tables import WINDOWS
 
 SECOND = 1_000_000
 
@@ -37,24 +41,48 @@ def indexed(clip: SampleClip, uri: str, *, window: float = 20.0, overlap: float 
     return merge_events(video_id(uri), windows)
 
 
-def write_run(folder: Path, videos: Sequence[tuple[str, int, Sequence[Event]]], *, late_us: int = 0) -> None:
-    """OUTPUT of a job over (uri, duration in microseconds, events) of each video; their ids are `video_id(uri)`."""
+def window(uri: str, number: int, span: tuple[float, float], **columns: Any) -> dict[str, Any]:
+    """A row of the table of windows, as far as an index reads it."""
+    start_us, end_us = (round(second * SECOND) for second in span)
+    row = {"video_id": video_id(uri), "window_id": f"{video_id(uri)}#{number}", "start_us": start_us, "end_us": end_us}
+    return row | {"status": "ok", "error_code": "", "error_message": "", "flags": [], "answer": ""} | columns
+
+
+def write_run(
+    folder: Path,
+    videos: Sequence[tuple[str, int, Sequence[Event]]],
+    *,
+    late_us: int = 0,
+    windows: Sequence[dict[str, Any]] = (),
+    failures: Mapping[str, tuple[str, str]] = MappingProxyType({}),
+    question: str = "",
+) -> None:
+    """OUTPUT of a job over (uri, duration in microseconds, events) of each video; their ids are `video_id(uri)`.
+
+    `failures`: (error_code, error_message) by uri, of those that could not be read.
+    """
     columns = {
         "video_id": [video_id(uri) for uri, _, _ in videos],
         "source_uri": [uri for uri, _, _ in videos],
         "filename": [uri.rsplit("/", 1)[-1] for uri, _, _ in videos],
+        "status": ["failed" if uri in failures else "ok" for uri, _, _ in videos],
+        "error_code": [failures.get(uri, ("", ""))[0] for uri, _, _ in videos],
+        "error_message": [failures.get(uri, ("", ""))[1] for uri, _, _ in videos],
         "duration_us": [duration for _, duration, _ in videos],
         "start_offset_us": [late_us] * len(videos),
     }
     events = [event for _, _, found in videos for event in found]
+    windows_schema = pa.schema([WINDOWS.field(name) for name in window("", 1, (0, 1))])
     tables = {
         "videos": pa.table(columns),
+        "windows": pa.Table.from_pylist(list(windows), schema=windows_schema),
         "events": events_table(events),
         "chapters": chapters_table(chapters_of(events)),
     }
     for name, table in tables.items():
         (folder / name).mkdir(parents=True)
         (folder / name / "part-0.parquet").write_bytes(to_parquet(table))
+    (folder / "_job.json").write_text(json.dumps({"config": {"question": question}}))
     (folder / "_SUCCESS").touch()
 
 

@@ -83,7 +83,7 @@ def test_scores_are_those_of_bm25() -> None:
             "duration_us": [1],
             "start_offset_us": [0],
         }
-        index = EventIndex(pa.table(videos), events, chapters_table([]))
+        index = EventIndex(pa.table(videos), events, chapters_table([]), pa.table({}), "")
         hits = search(index, Query(words, limit=100))
         expected = bm25(texts, words)
         assert {int(hit.event_id[1:]): hit.score for hit in hits} == pytest.approx(expected)
@@ -161,6 +161,7 @@ def test_times_are_rounded_outwards() -> None:
     assert clock(3_725_400_000) == "1:02:05.4"
     assert media_link("/a b/#1.mp4", 3_599_999_999) == "file:///a%20b/%231.mp4#t=3599.9"
     assert media_link("s3://bucket/a b.mp4", 0) == "s3://bucket/a%20b.mp4#t=0"
+    assert media_link("s3://b/a", 1_234_567_890_000) == "s3://b/a#t=1234567.8"
 
 
 def test_every_event_of_sample_videos_is_found_by_its_own_words(tmp_path: Path) -> None:
