@@ -6,7 +6,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from types import FrameType
@@ -19,9 +19,10 @@ from pipeline.flow import Setup, Superseded, allocated, planned_survey, prepare,
 from pipeline.job import CHECKOUT, DEMO_MODEL, IndexJob, Job, ParseJob, resolve_model
 from pipeline.lease import Occupied, hold
 from pipeline.listing import NoInputs
-from pipeline.manifest import Manifest
+from pipeline.manifest import Manifest, damaged_files
 from pipeline.plan import estimate
-from pipeline.progress import plan_text, summary_text
+from pipeline.progress import plan_text, some_of, summary_text
+from pipeline.resources import Resources
 from pipeline.store import absolute
 
 DONE, NOT_DONE, BAD_JOB, STOPPED = 0, 1, 2, 130
@@ -74,19 +75,36 @@ def run_job(
         return _refuse(name, error)
     if changes := str(setup.changes):
         print(f"{name}: {changes}", file=sys.stderr)
+    if setup.finished and (damaged := damaged_files(setup.books.store, job.output, setup.finished)):
+        print(f"{name}: written anew, being gone or damaged: {some_of(damaged)}", file=sys.stderr)
+        setup = replace(setup, finished=None)
     if setup.finished and not flags.plan:
         print(f"This job is done already; nothing to do.\n{summary_text(setup.finished, setup.kind, job.output)}")
-        return _exit_status(name, setup.finished, job)
+        return exit_status(name, setup.finished, job)
     if own_files and Path(resolve_model(job.model)).resolve() == CHECKOUT / DEMO_MODEL:
         print(f"{name}: {DEMONSTRATION}", file=sys.stderr)
     began = time.monotonic()
-    holding = nullcontext() if flags.plan else hold(setup.books.store, job.output, take_over=flags.take_over)
+    if flags.plan:
+        return attended(name, setup, lambda resources: _plan(setup, resources, began), holding=nullcontext())
+    holding = hold(setup.books.store, job.output, take_over=flags.take_over)
+    return attended(name, setup, lambda resources: _run(name, setup, resources), holding=holding)
+
+
+def attended(
+    name: str, setup: Setup, work: Callable[[Resources], int], *, holding: AbstractContextManager[None]
+) -> int:
+    """Does the work on Ray while the output is held; whatever end can be foreseen is a line on stderr under `name`.
+
+    Returns the exit status.
+    """
     try:
         with holding, connected():
             signal.signal(signal.SIGTERM, interrupt)  # after ray.init, which sets its own
-            return _plan(name, setup, began) if flags.plan else _work(name, setup)
+            return _worked(name, setup, work)
     except (Occupied, ConnectionError) as error:
         return _refuse(name, error)
+    except OSError as error:  # the lease cannot be written
+        return _broken_off(name, error)
     except KeyboardInterrupt:
         print(f"\n{name}: stopped. {KEPT}", file=sys.stderr)
         return STOPPED
@@ -107,36 +125,35 @@ def interrupt(signum: int, frame: FrameType | None) -> None:
     raise KeyboardInterrupt
 
 
-def _plan(name: str, setup: Setup, began: float) -> int:
-    """Opens the inputs and says what reading would take; leaves nothing behind."""
+def _worked(name: str, setup: Setup, work: Callable[[Resources], int]) -> int:
     try:
         resources = allocated(setup)
     except ValueError as error:
         return _refuse(name, error)
+    try:
+        return work(resources)
+    except Superseded as error:
+        print(f"{name}: {error}", file=sys.stderr)
+        return NOT_DONE
+    except (OSError, *NO_ROOM) as error:
+        return _broken_off(name, error)
+
+
+def _plan(setup: Setup, resources: Resources, began: float) -> int:
+    """Opens the inputs and says what reading would take; leaves nothing behind."""
     survey = planned_survey(setup, resources, sys.stderr)
     estimated = estimate(setup, resources, survey, start_seconds=time.monotonic() - began)
     print(plan_text(survey, setup.kind.pieces, estimated, setup.media.plan))
     return DONE
 
 
-def _work(name: str, setup: Setup) -> int:
-    try:
-        resources = allocated(setup)
-    except ValueError as error:
-        return _refuse(name, error)
-    try:
-        manifest = run(setup, resources, sys.stderr)
-    except Superseded as error:
-        print(f"{name}: {error}", file=sys.stderr)
-        return NOT_DONE
-    except (OSError, *NO_ROOM) as error:
-        print(f"{name}: broken off: {_reason(error)}\n{KEPT}", file=sys.stderr)
-        return NOT_DONE
+def _run(name: str, setup: Setup, resources: Resources) -> int:
+    manifest = run(setup, resources, sys.stderr)
     print(summary_text(manifest, setup.kind, setup.job.output))
-    return _exit_status(name, manifest, setup.job)
+    return exit_status(name, manifest, setup.job)
 
 
-def _exit_status(name: str, manifest: Manifest, job: Job) -> int:
+def exit_status(name: str, manifest: Manifest, job: Job) -> int:
     rate, limit = manifest.failure_rate, job.max_failure_rate
     if limit is None and rate == 1:
         print(f"{name}: every input failed (--max-failure-rate 1 takes that for success)", file=sys.stderr)
@@ -146,6 +163,11 @@ def _exit_status(name: str, manifest: Manifest, job: Job) -> int:
         print(f"{name}: {failed}, more than --max-failure-rate {limit:g}", file=sys.stderr)
         return NOT_DONE
     return DONE
+
+
+def _broken_off(name: str, error: Exception) -> int:
+    print(f"{name}: broken off: {_reason(error)}\n{KEPT}", file=sys.stderr)
+    return NOT_DONE
 
 
 def _reason(error: Exception) -> str:

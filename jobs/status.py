@@ -31,15 +31,18 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def report(status: JobStatus) -> str:
     if status.survey is None:
-        return "no job here" if status.epochs == 0 else "the inputs are being opened"
+        return "the inputs are being opened" if status.runs else "no job here"
     done = status.pieces.total()
     states = ", ".join(f"{state} {count:,}" for state, count in sorted(status.pieces.items()))
+    runs = f"{status.runs:,} run{'' if status.runs == 1 else 's'}"
+    pieces = status.kind.pieces
     return "\n".join(
         [
-            f"inputs  {status.survey.assets:,}, {failures(status.survey.failed)}",
-            f"{status.kind.pieces:<7} {done:,}/{status.survey.unit_pages:,}" + (f": {states}" if states else ""),
-            f"failed  {failures(status.failed).removeprefix('failed ')}",
-            f"state   {'finished' if status.finished else 'not finished'}, run {status.epochs}",
+            f"inputs          {status.survey.assets:,}",
+            f"inputs failed   {failures(status.survey.failed).removeprefix('failed ')}, when they were opened",
+            f"{pieces:<15} {done:,}/{status.survey.unit_pages:,}" + (f": {states}" if states else ""),
+            f"{pieces + ' failed':<15} {failures(status.failed).removeprefix('failed ')}",
+            f"state           {'finished' if status.finished else 'not finished'}, {runs}",
         ]
     )
 

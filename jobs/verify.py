@@ -1,4 +1,9 @@
-"""Recounts a job from its files: `python -m jobs.verify OUTPUT`. Exit status: 0 all is well, 1 something differs."""
+"""Recounts a job from its files: `python -m jobs.verify OUTPUT`.
+
+A table that is gone or damaged is written anew when the job's command is run again; a part of _job that is, is not.
+Exit status: 0 all is as it should be, 1 something differs, 2 it cannot be looked at, 3 not finished (stopped, or still
+running) and consistent so far.
+"""
 
 import argparse
 import sys
@@ -6,21 +11,29 @@ from collections.abc import Sequence
 
 from jobs.options import add_store_options, job_books
 from pipeline.audit import Recount, audit
+from pipeline.progress import MOST_NAMED
+
+DIFFERS, UNFINISHED = 1, 3
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(allow_abbrev=False, prog="python -m jobs.verify", description=__doc__)
+    parser = argparse.ArgumentParser(
+        allow_abbrev=False,
+        prog="python -m jobs.verify",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("output", metavar="OUTPUT", help="where the job wrote to")
     add_store_options(parser)
     flags = parser.parse_args(argv)
     try:
         books = job_books(flags)
-    except ValueError as error:
+        counted = audit(books.store, books.output)
+    except (ValueError, OSError) as error:
         print(f"verify: {error}", file=sys.stderr)
         return 2
-    counted = audit(books.store, books.output)
     print(report(counted))
-    return 1 if counted.differences else 0
+    return DIFFERS if counted.differences else UNFINISHED if counted.unfinished else 0
 
 
 def report(counted: Recount) -> str:
@@ -35,8 +48,14 @@ def report(counted: Recount) -> str:
             lines.append(f"{name:<10} {by_status.total():,}: {detail}")
     if counted.assets is not None:
         lines.append(f"{counted.kind.found:<10} {counted.found:,}")
-    lines += [f"DIFFERS    {difference}" for difference in counted.differences]
-    return "\n".join([*lines, "not as it should be" if counted.differences else "all is as it should be"])
+    lines += [f"DIFFERS    {difference}" for difference in counted.differences[:MOST_NAMED]]
+    if len(counted.differences) > MOST_NAMED:
+        lines.append(f"and {len(counted.differences) - MOST_NAMED:,} more")
+    if counted.differences:
+        return "\n".join([*lines, "not as it should be"])
+    if counted.unfinished:
+        return "\n".join([*lines, f"not finished, consistent so far: {counted.unfinished}"])
+    return "\n".join([*lines, "all is as it should be"])
 
 
 if __name__ == "__main__":

@@ -20,6 +20,8 @@ from pipeline.manifest import Counts, Manifest, TableFile, finished_manifest
 from pipeline.store import Store, join
 
 MAX_EXAMPLES = 3
+AGAIN = "run the job's command again, which writes it anew"
+NEW_OUTPUT = "run the job again with another OUTPUT"
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +36,7 @@ class Recount:
     assets: Counter[str] | None = None  # by status
     pieces: Counter[str] | None = None
     found: int = 0  # blocks or events
+    unfinished: str = ""  # what is still to come; "" of a finished job
     differences: tuple[str, ...] = ()
 
 
@@ -42,11 +45,14 @@ def audit(store: Store, output: str) -> Recount:
     books = Books(store, output)
     survey = books.survey()
     if survey is None:
-        return Recount(differences=(f"there is no job in {output}, or its survey is not finished",))
+        if books.record():
+            return Recount(kind=kind_of(books.record()), unfinished="its inputs are not all opened yet")
+        return Recount(differences=(f"there is no job in {output}",))
     kind = kind_of(books.record())
     units = books.all_units(survey)
     sealed, seal_faults = _read_seals(books)
-    part_faults = list(_check_parts(books, kind, units, sealed))
+    manifest = finished_manifest(store, output, survey)
+    part_faults = list(_check_parts(books, kind, units, sealed, is_finished=manifest is not None))
     counted = Recount(
         kind=kind,
         inputs=survey.assets,
@@ -55,11 +61,11 @@ def audit(store: Store, output: str) -> Recount:
         late_parts=_count_parts(books) - len(sealed["part"].unique()),
         differences=(*seal_faults, *_check_survey(books, survey, units), *part_faults),
     )
-    manifest = finished_manifest(store, output, survey)
     if manifest is None:
-        return _with(counted, ["the job is not finished: there is no _SUCCESS, or it is that of an earlier survey"])
+        left = len(units) - len(set(units["unit_id"].to_pylist()) & set(sealed["unit_id"].to_pylist()))
+        return replace(counted, unfinished=f"no _SUCCESS yet, {left:,} of {len(units):,} units still to be counted")
     if part_faults or seal_faults:
-        return _with(counted, ["the tables were not compared with parts that cannot be trusted"])
+        return _with(counted, [f"the tables were not compared with parts that cannot be trusted; {NEW_OUTPUT}"])
     return _check_tables(books, survey, sealed, manifest, counted)
 
 
@@ -87,11 +93,12 @@ def _check_survey(books: Books, survey: FrozenSurvey, units: pa.Table) -> Iterat
     yield from _twice("units of the survey", units["unit_id"].to_pylist())
 
 
-def _check_parts(books: Books, kind: Kind, units: pa.Table, sealed: pa.Table) -> Iterator[str]:
+def _check_parts(books: Books, kind: Kind, units: pa.Table, sealed: pa.Table, *, is_finished: bool) -> Iterator[str]:
     """Whether each unit has exactly its pieces in a part that can be read (Parquet's checksums are verified)."""
     wanted = {unit["unit_id"]: unit for unit in units.select(["unit_id", "asset_id", "first", "last"]).to_pylist()}
     counted = sealed["unit_id"].to_pylist()
-    yield from _some("units have no rows", wanted.keys() - set(counted))
+    if is_finished:
+        yield from _some("units have no rows", wanted.keys() - set(counted))
     # A retry drops the units of an input that has another version by now: only the survey before it knows them.
     known = {unit_id for survey in books.surveys() for unit_id in _unit_ids(books, survey)}
     yield from _some("units have rows, but are in no survey", set(counted) - known)
@@ -102,7 +109,7 @@ def _check_parts(books: Books, kind: Kind, units: pa.Table, sealed: pa.Table) ->
         try:
             rows = books.read_part(part)
         except (OSError, pa.ArrowException) as error:
-            yield f"part {part} cannot be read: {error}"
+            yield f"part {part} cannot be read: {error}; {NEW_OUTPUT}"
             continue
         if not rows.schema.equals(kind.parts):
             yield f"part {part} has another schema"
@@ -164,8 +171,8 @@ def _check_files(books: Books, kind: Kind, listed: Iterable[str]) -> Iterator[st
         for name in kind.schemas
         for asset in books.store.list(join(books.output, name))
     }
-    yield from _some("files of tables are not in the manifest", there - set(listed))
-    yield from _some("files of the manifest are gone", set(listed) - there)
+    yield from _some("files of tables are not in the manifest, delete them", there - set(listed))
+    yield from _some(f"files of the manifest are gone, {AGAIN}", set(listed) - there)
 
 
 def _read_table(books: Books, files: dict[str, TableFile], file: str, schema: pa.Schema) -> tuple[pa.Table, list[str]]:
@@ -176,9 +183,9 @@ def _read_table(books: Books, files: dict[str, TableFile], file: str, schema: pa
         data = books.store.read(join(books.output, file))
         table = pq.read_table(pa.BufferReader(data), page_checksum_verification=True)
     except (OSError, pa.ArrowException) as error:
-        return schema.empty_table(), [f"{file} cannot be read: {error}"]
+        return schema.empty_table(), [f"{file} cannot be read: {error}; {AGAIN}"]
     faults = list(_unequal(f"bytes of {file}", len(data), files[file].num_bytes))
-    faults += _unequal(f"sha256 of {file}", hashlib.sha256(data).hexdigest(), files[file].sha256)
+    faults += _unequal(f"sha256 of {file} ({AGAIN})", hashlib.sha256(data).hexdigest(), files[file].sha256)
     faults += _unequal(f"rows of {file}", len(table), files[file].rows)
     if not table.schema.equals(schema):
         return schema.empty_table(), [*faults, f"{file} has another schema than the one documented"]

@@ -5,8 +5,7 @@ from dataclasses import dataclass
 
 from pipeline.books import Books, FrozenSurvey
 from pipeline.listing import Entry
-
-MOST_NAMED = 10
+from pipeline.progress import some_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +26,7 @@ class Changes:
             (self.vanished, "are no longer there; the rows they have are kept"),
         ):
             if uris:
-                lines.append(f"{len(uris):,} inputs {what}: {named(uris)}")
+                lines.append(f"{len(uris):,} inputs {what}: {some_of(uris)}")
         if self.new or self.changed:
             lines.append("To take them in, run the same command with another OUTPUT.")
         return "\n".join(lines)
@@ -51,10 +50,3 @@ def changes_since(books: Books, survey: FrozenSurvey, listed: Callable[[], Itera
     except ValueError as error:
         return Changes(unknown=str(error))
     return Changes(tuple(dict.fromkeys(new)), tuple(changed), tuple(then))
-
-
-def named(uris: Iterable[str]) -> str:
-    """The first ten, and how many more."""
-    uris = list(uris)
-    more = f" and {len(uris) - MOST_NAMED:,} more" if len(uris) > MOST_NAMED else ""
-    return ", ".join(uris[:MOST_NAMED]) + more

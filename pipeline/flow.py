@@ -4,7 +4,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TextIO, cast
 
 import pyarrow as pa
@@ -98,6 +98,22 @@ def prepare(job: ParseJob | IndexJob, cluster: Cluster | None = None) -> Setup:
     except OSError as error:
         raise ValueError(f"output {job.output} cannot be used: {error}") from error
     return Setup(job, kind, books, prompt, media, sampling, load, settings, record, listing, changes, finished)
+
+
+def with_longer_answers(setup: Setup, max_new_tokens: int) -> Setup:
+    """For pages and windows that were cut off: the output stays one of the settings it was begun with.
+
+    Raises ValueError for fewer tokens than the output was begun with, or more than the context holds.
+    """
+    begun = setup.sampling.max_new_tokens
+    if max_new_tokens < begun:
+        raise ValueError(f"max_new_tokens {max_new_tokens} is less than what this output was begun with, {begun}")
+    context = setup.job.max_context or setup.load.config.text.max_position_embeddings
+    longest = setup.load.sequence_tokens - begun + max_new_tokens
+    if longest > context:
+        raise ValueError(f"max_new_tokens {max_new_tokens} and the prompt take {longest:,}, the context is {context:,}")
+    sampling = replace(setup.sampling, max_new_tokens=max_new_tokens)
+    return replace(setup, sampling=sampling, load=replace(setup.load, sequence_tokens=longest))
 
 
 def listed(store: Store, job: Job) -> Iterator[Entry]:

@@ -76,6 +76,11 @@ def hold(
         _show(store, uri, replace(holder, released=True))
 
 
+def count_runs(store: Store, output: str) -> int:
+    """How many drivers have held the output."""
+    return sum(1 for _ in store.list(join(output, "_job", "leases")))
+
+
 def this_process() -> Holder:
     boot = Path("/proc/sys/kernel/random/boot_id")
     machine = (

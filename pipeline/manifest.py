@@ -1,9 +1,11 @@
 """What a finished job says about itself: OUTPUT/_job.json, written after every table, and OUTPUT/_SUCCESS last."""
 
+import hashlib
 import json
 import tomllib
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from typing import Any
@@ -12,6 +14,8 @@ from pipeline.books import FrozenSurvey
 from pipeline.job import CHECKOUT, SCHEMA_VERSION, Job, config_hash, redacted
 from pipeline.rows import ReplicaLoad
 from pipeline.store import Store, join
+
+READING_THREADS = 8  # each holds one file of a table
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,6 +128,20 @@ def read_manifest(store: Store, output: str) -> Manifest | None:
     fields = json.loads(store.read(join(output, "_job.json")))
     counted = {name: Counts(**fields[name]) for name in ("assets", "pieces")}
     return Manifest(**fields | counted | {"tables": tuple(TableFile(**file) for file in fields["tables"])})
+
+
+def damaged_files(store: Store, output: str, manifest: Manifest) -> list[str]:
+    """The files of tables that are gone, or hold other bytes than were written. Reads all of them."""
+
+    def is_whole(table: TableFile) -> bool:
+        try:
+            return hashlib.sha256(store.read(join(output, table.file))).hexdigest() == table.sha256
+        except OSError:
+            return False
+
+    with ThreadPoolExecutor(READING_THREADS) as threads:
+        whole = list(threads.map(is_whole, manifest.tables))
+    return [table.file for table, fine in zip(manifest.tables, whole, strict=True) if not fine]
 
 
 def versions() -> dict[str, str]:

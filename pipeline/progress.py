@@ -2,7 +2,7 @@
 
 import time
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import TextIO
@@ -11,6 +11,7 @@ from pipeline.books import FrozenSurvey
 from pipeline.kinds import Kind
 from pipeline.manifest import Counts, Manifest
 
+MOST_NAMED = 10
 SECONDS_BETWEEN_LINES = 10.0
 SECONDS_BETWEEN_UPDATES = 0.2
 
@@ -33,6 +34,12 @@ def rate(count: float, seconds: float) -> str:
     """Things a second, with a decimal where it matters."""
     value = count / seconds if seconds > 0 else 0.0
     return f"{value:,.0f}" if value >= 100 else f"{value:.1f}"
+
+
+def some_of(names: Sequence[str]) -> str:
+    """The first ten, and how many more."""
+    more = f" and {len(names) - MOST_NAMED:,} more" if len(names) > MOST_NAMED else ""
+    return ", ".join(names[:MOST_NAMED]) + more
 
 
 def failures(by_code: Mapping[str, int]) -> str:

@@ -8,7 +8,7 @@ try of each. An input that is another version by now is read anew, whole, so tha
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import closing
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TextIO
 
 import pyarrow as pa
@@ -58,6 +58,51 @@ def begin_retry(setup: Setup, codes: Collection[str], resources: Resources, stre
         for shard in range(survey.shards)
     )
     return books.freeze_survey(epoch, shards, number=survey.number + 1)
+
+
+@dataclass(frozen=True, slots=True)
+class Recovered:
+    """What the last retry of a job brought."""
+
+    inputs: int = 0  # that were opened again
+    inputs_fine: int = 0
+    pieces: int = 0  # that were read again, those of the inputs above left out
+    pieces_fine: int = 0
+
+    def text(self, pieces: str) -> str:
+        """`recovered 3 of 5 pages; 2 failed again`"""
+        parts = ((self.inputs, self.inputs_fine, "inputs"), (self.pieces, self.pieces_fine, pieces))
+        return "\n".join(
+            f"recovered {fine:,} of {tried:,} {what}; {tried - fine:,} failed again"
+            for tried, fine, what in parts
+            if tried
+        )
+
+
+def recovered(books: Books, kind: Kind) -> Recovered:
+    """Of a finished job whose last survey is that of a retry, also when it was broken off in between."""
+    surveys = list(books.surveys())
+    if len(surveys) < 2:
+        return Recovered()
+    before, now = surveys[-2:]
+    inputs, pieces = list[bool](), list[bool]()
+    for shard in range(now.shards):
+        rows = zip(
+            books.survey_assets(before, shard).to_pylist(), books.survey_assets(now, shard).to_pylist(), strict=True
+        )
+        inputs += [new["error_code"] == "" for old, new in rows if new != old]
+        known = set(books.survey_units(before, shard)["unit_id"].to_pylist())
+        units = [unit for unit in books.survey_units(now, shard).to_pylist() if unit["unit_id"] not in known]
+        data = books.store.read(join(books.output, f"{kind.pieces}/{kind.pieces}-{shard:05d}.parquet"))
+        table = pq.read_table(pa.BufferReader(data), columns=[kind.asset_id, kind.piece_no, "error_code"])
+        code_of = {(asset_id, number): code for asset_id, number, code in zip(*table.to_pydict().values(), strict=True)}
+        pieces += [
+            code_of[unit["asset_id"], number] == ""
+            for unit in units
+            if unit["tries"]
+            for number in range(unit["first"], unit["last"] + 1)
+        ]
+    return Recovered(len(inputs), sum(inputs), len(pieces), sum(pieces))
 
 
 def retried_shard(

@@ -8,6 +8,7 @@ import pyarrow as pa
 
 from pipeline.books import Books, FrozenSurvey
 from pipeline.kinds import Kind, kind_of
+from pipeline.lease import count_runs
 from pipeline.manifest import finished_manifest
 
 READING_THREADS = 32
@@ -19,7 +20,7 @@ class JobStatus:
     """What the books say now."""
 
     survey: FrozenSurvey | None  # None before every input was opened
-    epochs: int  # runs that were started
+    runs: int  # that were started, each by a command
     finished: bool
     kind: Kind
     pieces: Counter[str] = field(default_factory=Counter)  # that have their rows, by status
@@ -29,8 +30,9 @@ class JobStatus:
 def job_status(books: Books) -> JobStatus:
     """Counts each piece once: in the sealed parts, and in those of the newest epoch, which count when it is sealed."""
     survey, newest, kind = books.survey(), books.newest_epoch(), kind_of(books.record())
+    runs = count_runs(books.store, books.output)
     if survey is None or newest is None:
-        return JobStatus(survey, 0 if newest is None else newest + 1, finished=False, kind=kind)
+        return JobStatus(survey, runs, finished=False, kind=kind)
     units = books.all_units(survey)
     outcomes = _count(books, kind, newest, units)
     pieces, failed = Counter[str](), Counter[str]()
@@ -38,7 +40,7 @@ def job_status(books: Books) -> JobStatus:
         pieces[status] += count
         failed[code] += count if status == "failed" else 0
     is_finished = finished_manifest(books.store, books.output, survey) is not None
-    return JobStatus(survey, newest + 1, is_finished, kind, pieces, +failed)
+    return JobStatus(survey, runs, is_finished, kind, pieces, +failed)
 
 
 def _count(books: Books, kind: Kind, newest: int, units: pa.Table) -> Counter[Outcome]:

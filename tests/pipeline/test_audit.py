@@ -9,12 +9,13 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
-from jobs.verify import main
-from pipeline.audit import audit
+from jobs.verify import main, report
+from pipeline.audit import Recount, audit
+from pipeline.books import Books
 from pipeline.close import close_shard
 from pipeline.job import ParseJob
 from pipeline.kinds import DOCUMENT_KIND
-from pipeline.manifest import make_manifest, write_manifest
+from pipeline.manifest import damaged_files, make_manifest, read_manifest, write_manifest
 from pipeline.store import Store
 from pipeline.tables import to_parquet
 from tests.pipeline.test_close import PAGES_OF, frozen_job
@@ -117,7 +118,6 @@ FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda output: rewrite(output / PAGES, lambda rows: rows.drop_columns(["flags"])),
         "another schema",
     ),
-    "never finished": (lambda output: (output / "_SUCCESS").unlink(), "no _SUCCESS"),
 }
 
 
@@ -141,3 +141,37 @@ def test_a_part_that_came_too_late_does_not_count_and_is_no_fault(output):
 def test_a_place_without_a_job_says_so(tmp_path, capsys):
     assert main([str(tmp_path)]) == 1
     assert "there is no job" in capsys.readouterr().out
+
+
+def test_an_unfinished_job_is_called_that_and_consistent(output, capsys):
+    (output / "_SUCCESS").unlink()
+    assert main([str(output)]) == 3
+    assert "not finished, consistent so far: no _SUCCESS yet" in capsys.readouterr().out
+    books = Books(Store(), str(output.parent / "begun"))
+    books.open({"schema_version": "2"})
+    assert main([books.output]) == 3
+    assert "inputs are not all opened yet" in capsys.readouterr().out
+    counting_part(output).unlink()
+    assert main([str(output)]) == 1
+
+
+def test_the_list_of_what_differs_ends_after_ten_and_names_the_cure():
+    shown = report(Recount(differences=tuple(f"difference {number}" for number in range(13))))
+    assert "difference 9\nand 3 more\n" in shown
+    assert "difference 10" not in shown
+
+
+@pytest.mark.parametrize("damage", [Path.unlink, flip_a_byte])
+def test_a_table_gone_or_damaged_is_found_and_the_cure_is_named_and_works(output, capsys, damage):
+    damage(output / PAGES)
+    assert main([str(output)]) == 1
+    assert "run the job's command again" in capsys.readouterr().out
+    store, manifest = Store(), read_manifest(Store(), str(output))
+    assert manifest is not None
+    assert damaged_files(store, str(output), manifest) == [str(PAGES)]
+    books = Books(store, str(output))
+    survey = books.survey()
+    assert survey is not None
+    close_shard(books, survey, 0, books.sealed(books.claim_epoch()), DOCUMENT_KIND)
+    assert damaged_files(store, str(output), manifest) == []
+    assert main([str(output)]) == 0

@@ -2,26 +2,33 @@
 
 import os
 import shutil
+from collections.abc import Mapping
 from dataclasses import replace
+from types import MappingProxyType
 
 import pytest
 
 from jobs.running import run_job
-from pipeline.changes import MOST_NAMED
 from pipeline.close import close_shard
 from pipeline.flow import prepare
 from pipeline.job import ParseJob
 from pipeline.listing import list_inputs
 from pipeline.manifest import make_manifest, write_manifest
+from pipeline.progress import MOST_NAMED
+from pipeline.records import Asset, ErrorCode, Failure, Stage
 from pipeline.store import Store, StoreOptions
 from pipeline.survey import cut_units, listing_table
 
 
-def begun(job: ParseJob) -> None:
-    """The survey of the job's inputs, as if each had no page: no Ray is needed."""
+def begun(job: ParseJob, failed: Mapping[str, ErrorCode] = MappingProxyType({})) -> None:
+    """The survey of the job's inputs, as if each had no page, or `failed` by name: no Ray is needed."""
     setup = prepare(job)
     setup.books.open(setup.record)
-    assets = listing_table(list_inputs(Store(job.store_options), job.input))
+    entries = [entry for entry in list_inputs(Store(job.store_options), job.input) if isinstance(entry, Asset)]
+    codes = [failed.get(asset.uri.rpartition("/")[2]) for asset in entries]
+    assets = listing_table(
+        (asset, Failure(Stage.OPEN, code, "")) if code else asset for asset, code in zip(entries, codes, strict=True)
+    )
     setup.books.freeze_survey(setup.books.claim_epoch(), [(assets, cut_units(assets, "", bytes_per_token=1))])
 
 
@@ -82,3 +89,14 @@ def test_so_are_those_in_a_bucket(s3):
     store.put(f"{bucket}/in/b.pdf", b"first")
     changes = prepare(job).changes
     assert (changes.new, changes.changed, changes.vanished) == ((f"{bucket}/in/b.pdf",), (f"{bucket}/in/a.pdf",), ())
+
+
+def test_a_table_that_was_deleted_or_damaged_is_seen_when_the_command_runs_again(job, tmp_path, capsys, monkeypatch):
+    begun(job)
+    finish(job)
+    table = tmp_path / "in" / "out" / "pages" / "pages-00000.parquet"
+    table.write_bytes(table.read_bytes()[:-1] + b"?")
+    monkeypatch.setattr("jobs.running.attended", lambda name, setup, work, holding: 7 if setup.finished is None else 8)
+    flags = type("Flags", (), {"plan": False, "take_over": False, "allow_empty": None})()
+    assert run_job("parse_documents", lambda: job, flags, own_files=False) == 7
+    assert "written anew, being gone or damaged: pages/pages-00000.parquet" in capsys.readouterr().err

@@ -1,5 +1,6 @@
 """A retry reads what failed, nothing else, and leaves the tables of a run in which it never failed."""
 
+import errno
 import io
 from dataclasses import replace
 from pathlib import Path
@@ -12,18 +13,19 @@ from reportlab.pdfgen.canvas import Canvas
 from jobs import retry_failed
 from pipeline.audit import audit
 from pipeline.books import Books
-from pipeline.flow import prepare, run
+from pipeline.flow import prepare, run, with_longer_answers
 from pipeline.job import ParseJob
 from pipeline.kinds import VIDEO_KIND
 from pipeline.manifest import Manifest
 from pipeline.records import Asset, Failure, Stage
 from pipeline.records import ErrorCode as Code
-from pipeline.retry import begin_retry, failed_pieces, retried_shard
+from pipeline.retry import begin_retry, failed_pieces, recovered, retried_shard
 from pipeline.status import job_status
 from pipeline.store import Store
 from pipeline.survey import UNITS, asset_row, cut_units
 from tests.drive import SMALL
 from tests.fakes import FakeLoader
+from tests.pipeline.test_changes import begun, finish
 from tests.pipeline.test_close import assets_table
 
 OF_THE_CLOCK = ("decode_ms", "queue_ms", "infer_ms")
@@ -86,6 +88,8 @@ def test_a_retry_ends_with_the_tables_of_a_run_that_never_failed(ray_address, in
     after = job_status(setup.books)
     assert (after.finished, after.pieces, after.failed) == (True, {"ok": 24, "failed": 1}, {"infer_rejected": 1})
     assert again.pieces.by_error == after.failed
+    said = recovered(setup.books, setup.kind).text("pages")
+    assert said == "recovered 1 of 2 inputs; 1 failed again\nrecovered 1 of 2 pages; 1 failed again"
     assert attempts_of(tmp_path / "out", "pages") == {4: 2}
     assert attempts_of(tmp_path / "out", "documents") == {"b.pdf": 2, "empty.pdf": 2}
     assert audit(Store(), job.output).differences == ()
@@ -169,3 +173,51 @@ def test_attempts_are_counted_on_from_the_earlier_ones():
     failure = Failure(Stage.INFER, Code.INFER_REJECTED, "too long")
     assert asset_row(0, Asset("/in/a.pdf", 1, "v"), failure)["attempts"] == 1
     assert asset_row(0, Asset("/in/a.pdf", 1, "v"), None)["attempts"] == 0
+
+
+def test_by_default_is_retried_what_may_end_otherwise():
+    codes = retry_failed.codes_by_default(has_passwords=False, is_longer=False)
+    assert {"read_timeout", "throttled", "access_denied", "not_found", "render_oom", "infer_crash"} <= set(codes)
+    assert not {"corrupt", "encrypted", "wrong_password", "output_truncated", "unsupported_type"} & set(codes)
+    assert "encrypted" in retry_failed.codes_by_default(has_passwords=True, is_longer=False)
+    assert "output_truncated" in retry_failed.codes_by_default(has_passwords=False, is_longer=True)
+
+
+def test_a_limit_may_be_raised_and_the_output_stays_what_it_was_begun_as(tmp_path):
+    (tmp_path / "a.pdf").write_bytes(b"%PDF-1.7 and nothing more")
+    setup = prepare(ParseJob(input=str(tmp_path), output=str(tmp_path / "out"), max_new_tokens=64))
+    longer = with_longer_answers(setup, 128)
+    assert (longer.sampling.max_new_tokens, longer.load.sequence_tokens) == (128, setup.load.sequence_tokens + 64)
+    assert (longer.record, longer.job) == (setup.record, setup.job)
+    for refused, says in ((32, "less than what this output was begun with, 64"), (10**7, "the context is")):
+        with pytest.raises(ValueError, match=says):
+            with_longer_answers(setup, refused)
+
+
+@pytest.fixture
+def finished(tmp_path) -> Path:
+    """A finished job with a corrupt and an unreachable input, without Ray."""
+    for name in ("broken.pdf", "away.pdf"):
+        (tmp_path / "in").mkdir(exist_ok=True)
+        (tmp_path / "in" / name).write_bytes(b"%PDF-1.7 and nothing more")
+    job = ParseJob(input=str(tmp_path / "in"), output=str(tmp_path / "out"))
+    begun(job, {"broken.pdf": Code.CORRUPT, "away.pdf": Code.READ_TIMEOUT})
+    finish(job)
+    return tmp_path / "out"
+
+
+def test_a_disk_that_is_full_is_a_line_and_no_traceback(finished, capsys, monkeypatch):
+    monkeypatch.setattr(Store, "put_if_absent", full_disk)
+    assert retry_failed.main([str(finished)]) == 1
+    assert "retry_failed: broken off: [Errno 28] No space left on device" in capsys.readouterr().err
+
+
+def full_disk(store: Store, uri: str, data: bytes) -> bool:
+    raise OSError(errno.ENOSPC, "No space left on device", uri)
+
+
+def test_where_nothing_is_left_that_may_help_it_says_what_is_left(finished, capsys):
+    assert retry_failed.main([str(finished), "--code", "infer_crash"]) == 0
+    said = capsys.readouterr().out
+    assert "nothing to do" in said
+    assert "documents: failed 2 (corrupt 1, read_timeout 1)" in said
