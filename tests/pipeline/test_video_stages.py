@@ -163,7 +163,10 @@ def test_a_window_that_was_refused_is_read_again_and_nothing_else(inputs, tmp_pa
     close_index(prepare(job), refused={2})
     assert tables_of(tmp_path / "out") != tables_of(tmp_path / "undisturbed")
     assert status.main([job.output]) == 0
-    assert "windows 6/6: failed 1, ok 5\nfailed  1 (infer_rejected 1)\nstate   finished" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert (
+        "windows         6/6: failed 1, ok 5\nwindows failed  1 (infer_rejected 1)\nstate           finished" in shown
+    )
     survey = begin_retry(prepare(job), ["infer_rejected"], SMALL, io.StringIO())
     setup = prepare(job)
     assert survey is not None
