@@ -59,6 +59,7 @@ def freeze_survey(setup: Setup) -> FrozenSurvey:
     surveyor = Surveyor(job.store_options, setup.media, SMALL.child_memory_bytes, job.piece_timeout_seconds)
     assets = surveyor(setup.listing)
     units = cut_units(assets, job.piece_ranges, bytes_per_token=setup.media.bytes_per_token)
+    setup.books.open(setup.record)
     return setup.books.freeze_survey(setup.books.claim_epoch(), [(assets, units)])
 
 
