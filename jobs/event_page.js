@@ -103,6 +103,11 @@ box.addEventListener("input", () => {
 });
 
 // Links into the page.
+function show(target, frames) {
+  // What comes into view is laid out then, and may move the target on.
+  target.scrollIntoView({ block: "center" });
+  if (frames) requestAnimationFrame(() => show(target, frames - 1));
+}
 function follow() {
   const [id, time] = decodeURIComponent(location.hash.slice(1)).split(",t=");
   const target = id && document.getElementById(id);
@@ -111,7 +116,7 @@ function follow() {
     box.value = "";
     filter();
   }
-  target.scrollIntoView({ block: "center" });
+  show(target, 4);
   if (target.dataset.start) {
     target.focus({ preventScroll: true });
     choose(target, !still.matches);

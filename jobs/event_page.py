@@ -116,6 +116,7 @@ def _article(video: VideoEvents, pictures: Collection[str]) -> dict[str, Any]:
         "ticks": _ticks(length_us),
         "lanes": _bars(video, length_us),
         "gaps": [_span(gap) | {"code": gap["error_code"], "reason": gap["error_message"]} for gap in video.gaps],
+        "rows": len(video.events) + len(video.gaps),  # so much room is kept until it is laid out
         "parts": _parts(video, pictures),
     }
 

@@ -24,7 +24,10 @@ DESCRIPTION = """\
 Writes what jobs.index_videos found to files for other programs and for people, in OUTPUT/export or the folder of --to:
   vtt   NAME.vtt (events) and NAME.chapters.vtt for each video: tracks for a player or an editor
   json  NAME.json for each video: its events and chapters with links to their seconds
-  html  index.html: a timeline for each video, its events with pictures, click to play; opens without a server
+  html  index.html: for each video a player with captions, a timeline, its events with pictures, click to play; for what
+        could not be read the reason; a filter over all; opens without a server
+Answers to a --question stand where events would. Times in vtt and links are a player's, which counts from the first
+track; those in json and on the page are the video's own.
 NAME is the video's file name and the beginning of its id."""
 
 

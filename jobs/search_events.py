@@ -15,10 +15,10 @@ from pipeline.store import Store, absolute, join
 
 FOUND, NOTHING_FOUND, BAD_JOB = 0, 1, 2
 DESCRIPTION = """\
-Searches the descriptions and labels of the events that jobs.index_videos wrote to OUTPUT. Events with any of the words
-are listed, the best first (BM25). Words of four letters and more also find longer words that begin with them, and for
-half as much those that differ by one letter: what a model read may be misread. Without words, all events that pass the
-filters are listed in order of video and time."""
+Searches the descriptions and labels of the events, or the answers to a --question, that jobs.index_videos wrote to
+OUTPUT. Events with any of the words are listed, the best first (BM25). Words of four letters and more also find longer
+words that begin with them, and for half as much those that differ by one letter: what a model read may be misread.
+Without words, all events that pass the filters are listed in order of video and time."""
 EXAMPLES = """\
 examples:
   python -m jobs.search_events out "red circle"

@@ -1,11 +1,13 @@
 """The page of an index does what it says in a real browser; skipped where there is none."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from jobs.export_events import main
+from pipeline.records import Event
 from tests.jobs.browser import CHROMIUM, Browser, browser
 from tests.jobs.event_runs import SECOND, video_id, write_run, write_sample_run
 from tests.jobs.test_export_events import EVIL, event
@@ -106,7 +108,7 @@ def test_captions_of_a_page_that_was_opened_as_a_file_are_its_events(chromium: B
 
 def test_what_a_screen_reader_is_told(chromium: Browser, tmp_path: Path) -> None:
     """The accessibility tree as the browser computes it has landmarks, headings and names, no bars of timelines."""
-    write_sample_run(tmp_path, clips=1)
+    write_sample_run(tmp_path, clips=3)
     nodes = chromium.accessibility(page_of(tmp_path / "out"))
     roles = [role for role, _ in nodes]
     assert {"banner", "main", "search", "article", "status", "list", "heading"} <= set(roles)
@@ -114,3 +116,26 @@ def test_what_a_screen_reader_is_told(chromium: Browser, tmp_path: Path) -> None
     assert len(rows) == roles.count("listitem") - 4  # of the legend
     assert all(name for role, name in nodes if role in ("button", "article", "heading", "Video", "searchbox"))
     assert ("searchbox", "Filter") in nodes
+    assert [name for role, name in nodes if role == "article"] == [f"clip {number}.mp4" for number in range(3)]
+
+
+LINK = """(async () => {
+    const places = [];
+    for (const place of [1500, 3, 1999]) {
+        location.hash = "#" + document.querySelectorAll(".row")[place].id;
+        await new Promise((resolve) => setTimeout(resolve, 500));
+        const { top, bottom } = document.activeElement.getBoundingClientRect();
+        places.push(document.activeElement.ariaCurrent === "true" && top >= 0 && bottom <= innerHeight);
+    }
+    return places;
+})()"""
+
+
+def test_a_link_into_a_long_page_brings_its_event_into_view(chromium: Browser, tmp_path: Path) -> None:
+    def events(uri: str) -> list[Event]:
+        found = [event(place, uri, (place, place + 1), "word " * (place + 1)) for place in range(20)]
+        return [replace(one, event_id=f"{uri[7:-4]}-{one.event_id}") for one in found]
+
+    uris = [f"/films/{number}.mp4" for number in range(101)]
+    write_run(tmp_path / "out", [(uri, 20 * SECOND, events(uri)) for uri in uris])
+    assert chromium.run(page_of(tmp_path / "out"), LINK) == [True] * 3
