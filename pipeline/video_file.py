@@ -179,7 +179,10 @@ class VideoFile:
         """By the headers: of the track, otherwise of the container; 0 when neither says."""
         stream = self.stream
         if stream.duration and stream.duration > 0:
-            return round(stream.duration * self.time_base * 1_000_000)
+            # FFmpeg guesses anew how long an AVI is that was cut off: its header still says how long it was to be.
+            is_short = self.is_in_decode_order and self._first_part_ends() > self.file_bytes
+            said_us = self._avi_header_us() if is_short else 0
+            return max(said_us, round(stream.duration * self.time_base * 1_000_000))
         tag = stream.metadata.get("DURATION", "")  # Matroska's only word on the length of one track
         parts = tag.split(":")
         if len(parts) == 3 and all(part.isdecimal() for part in (*parts[:2], parts[2].replace(".", "", 1))):
@@ -251,10 +254,40 @@ class VideoFile:
         last = entries[-1].pos + entries[-1].size if len(entries) else 0
         return max(self._first_part_ends(), last) > self.file_bytes
 
-    def _first_part_ends(self) -> int:
-        """By the header of AVI and Matroska, in bytes from the start; 0 where it does not say."""
+    def _head(self) -> bytes:
+        """The first bytes; the file stays where FFmpeg believes it to be."""
+        place = self._file.tell()
         self._file.seek(0)
         head = self._file.read(4096)
+        self._file.seek(place)
+        return head
+
+    def _avi_header_us(self) -> int:
+        """The number of frames in the main header, at the interval that stands there."""
+        head = self._head()
+        if head[24:28] != b"avih":
+            return 0
+        return int.from_bytes(head[32:36], "little") * int.from_bytes(head[48:52], "little")
+
+    def last_of_all_us(self) -> int:
+        """Where the last packet of any track ends, sound included."""
+        last_us, start_us = 0, round(self.start_pts * self.time_base * 1_000_000)
+        for from_us in (self.end_us, 0):  # behind its last key frame, FLV cannot be sought in
+            target = self.start_pts + int(from_us / 1_000_000 / self.time_base)
+            with suppress(av.error.FFmpegError, IndexError):
+                self._is_fresh = False
+                self.container.seek(target, stream=self.stream, backward=True)
+                for packet in self.container.demux():
+                    if packet.pts is not None and packet.time_base:
+                        end_us = round((packet.pts + (packet.duration or 0)) * packet.time_base * 1_000_000)
+                        last_us = max(last_us, end_us - start_us)
+            if last_us:
+                break
+        return last_us
+
+    def _first_part_ends(self) -> int:
+        """By the header of AVI and Matroska, in bytes from the start; 0 where it does not say."""
+        head = self._head()
         if head.startswith(b"RIFF"):
             return int.from_bytes(head[4:8], "little") + 8
         place = head.find(_SEGMENT) + len(_SEGMENT)
@@ -333,6 +366,9 @@ class VideoFile:
                 packet = next(packets, None)
             except av.error.FFmpegError:  # the container is damaged here, or cut off: what came is what there is
                 return
+            except IndexError:  # PyAV meets a packet of a track that was not there at the start, as FLV may have
+                packets = self.container.demux(self.stream)
+                continue
             if packet is None:
                 return
             if self._clock is not None and packet.size:

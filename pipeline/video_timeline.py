@@ -40,7 +40,7 @@ def measure(video: VideoFile) -> Timeline:
     end_us = last.stretches[-1][1]
     if not _is_wrong(said_us, end_us) or (said_us > end_us and video.is_cut_off()):
         return _of_length(said_us)
-    return Timeline(((0, max(1, end_us)),), ("duration_wrong",))
+    return Timeline(((0, max(1, end_us)),), () if _is_sound_longer(video, said_us, end_us) else ("duration_wrong",))
 
 
 def joined(timelines: Sequence[Timeline]) -> Timeline:
@@ -66,11 +66,13 @@ def _read_through(video: VideoFile, said_us: int) -> Timeline:
         stretches = (*stretches[:-1], (stretches[-1][0], said_us))
     if len(stretches) == 1:
         stretches = ((0, stretches[0][1]),)
-    is_wrong = (said_us > 0 or video.says_nonsense) and not clock.has_restarted
+    end_us = stretches[-1][1]
+    is_wrong = (said_us > 0 or video.says_nonsense) and not clock.has_restarted and _is_wrong(said_us, end_us)
+    is_wrong = is_wrong and not _is_sound_longer(video, said_us, end_us)
     odd = (
         ("timestamps_restart", clock.has_restarted),
         ("timestamps_jump", len(stretches) > 1),
-        ("duration_wrong", is_wrong and _is_wrong(said_us, stretches[-1][1])),
+        ("duration_wrong", is_wrong),
     )
     return Timeline(stretches, tuple(name for name, holds in odd if holds))
 
@@ -81,6 +83,12 @@ def _of_length(duration_us: int) -> Timeline:
 
 def _is_wrong(said_us: int, end_us: int) -> bool:
     return abs(said_us - end_us) > max(_WRONG_US, _WRONG_SHARE * end_us)
+
+
+def _is_sound_longer(video: VideoFile, said_us: int, end_us: int) -> bool:
+    """Whether a length that is more than the video's is that of the sound beside it."""
+    has_sound = said_us > end_us and bool(video.container.streams.audio)
+    return has_sound and not _is_wrong(said_us, video.last_of_all_us())
 
 
 def _is_steady(video: VideoFile) -> bool:

@@ -75,6 +75,9 @@ def inspect_video(file: BinaryIO, options: VideoOptions) -> VideoInfo:
             if video.is_encrypted or is_encrypted_matroska(file):
                 message = "its video is encrypted (DRM): give a file without"
                 raise BadInput(Stage.OPEN, ErrorCode.ENCRYPTED, message)
+            if video.is_cut_off():
+                message = "the file ends before its first frame: fetch it again, whole"
+                raise BadInput(Stage.OPEN, ErrorCode.TRUNCATED_FILE, message)
             errors = len(video.errors_us)
             message = f"no frame could be decoded ({errors} damaged packets)"
             raise BadInput(Stage.OPEN, ErrorCode.NO_FRAMES, message)

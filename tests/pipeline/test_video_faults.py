@@ -334,6 +334,59 @@ def test_the_handed_video_that_begins_late_says_by_how_much():
         assert inspect_video(file, options()).start_offset_us == 5_000_000
 
 
+def write_with_sound(path: Path, video_seconds: int, sound_seconds: int) -> None:
+    codecs = {"avi": ("mpeg4", "libmp3lame"), "webm": ("libvpx-vp9", "libopus"), "mpg": ("mpeg2video", "mp2")}
+    video_codec, sound_codec = codecs.get(path.suffix[1:], ("libx264", "aac"))
+    with av.open(str(path), "w") as container:
+        video, sound = container.add_stream(video_codec, rate=25), container.add_stream(sound_codec, rate=48_000)
+        video.width = video.height = 64
+        packets = []
+        for number in range(video_seconds * 25):
+            frame = av.VideoFrame.from_ndarray(np.full((64, 64, 3), level(number), np.uint8), format="rgb24")
+            frame.pts, frame.time_base = number, Fraction(1, 25)
+            packets += video.encode(frame)
+        resampler = av.AudioResampler(sound.format, sound.layout, 48_000, frame_size=sound.frame_size or None)
+        silence = av.AudioFrame.from_ndarray(np.zeros((2, 48_000), np.float32), format="fltp", layout="stereo")
+        for number in range(sound_seconds):
+            silence.sample_rate, silence.pts, silence.time_base = 48_000, 48_000 * number, Fraction(1, 48_000)
+            for frame in resampler.resample(silence):
+                packets += sound.encode(frame)
+        packets += video.encode() + sound.encode()
+        for packet in sorted(packets, key=lambda packet: packet.dts * packet.time_base):
+            container.mux(packet)
+
+
+@pytest.mark.parametrize("suffix", ["mp4", "mov", "mkv", "ts", "flv", "avi", "webm", "mpg"])
+@pytest.mark.parametrize("sound_seconds", [4, 20])
+def test_sound_that_is_longer_or_shorter_than_its_video_is_no_fault(suffix, sound_seconds, tmp_path):
+    write_with_sound(tmp_path / f"a.{suffix}", 10, sound_seconds)
+    info, windows = read_all(tmp_path / f"a.{suffix}", options(window_seconds=5, overlap_seconds=0))
+    assert info.duration_us == pytest.approx(10e6, abs=150_000)
+    assert info.flags == ()
+    assert {flag for window in windows for flag in window.facts.flags} == set()
+
+
+@pytest.mark.parametrize("suffix", ["mkv", "avi", "webm"])
+def test_of_a_file_that_was_cut_off_the_rest_is_said_to_be_missing(suffix, tmp_path):
+    write_with_sound(tmp_path / f"a.{suffix}", 20, 20)
+    data = (tmp_path / f"a.{suffix}").read_bytes()
+    (tmp_path / f"a.{suffix}").write_bytes(data[: len(data) // 2])
+    _, windows = read_all(tmp_path / f"a.{suffix}", options(window_seconds=5, overlap_seconds=0))
+    assert len(windows) == 4 + (suffix == "avi")  # FFmpeg's AVI has a frame more in its header
+    assert windows[-1][1].code == "truncated_file"
+    assert windows[0].facts.flags == ()
+
+
+def test_a_file_that_ends_before_its_first_frame_is_cut_off(tmp_path):
+    write_part(tmp_path / "a.mp4", 5)
+    data = (tmp_path / "a.mp4").read_bytes()
+    movie = data.index(b"moov") - 4
+    head, body, tail = data[: data.index(b"mdat") - 4], data[data.index(b"mdat") - 4 : movie], data[movie:]
+    (tmp_path / "a.mp4").write_bytes(head + tail)  # what a player fetches first, and the frames never came
+    assert code_of(tmp_path / "a.mp4") == "truncated_file"
+    assert body
+
+
 def write_two_sizes(path: Path, *sizes: tuple[int, int]) -> None:
     """White pictures, 5 s of each size (width, height), in one stream."""
     parts = []
