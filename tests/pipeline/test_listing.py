@@ -7,8 +7,10 @@ import io
 import itertools
 import json
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -154,13 +156,13 @@ def test_a_pipe_in_a_folder_is_a_failure_and_no_wait(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("mode", [0, 0o600])
 @pytest.mark.parametrize("pattern", ["", "/**/*.pdf"])
-def test_a_folder_that_may_not_be_read_is_a_failure_of_its_own(tmp_path: Path, mode: int, pattern: str) -> None:
+def test_a_folder_that_may_not_be_read_is_a_failure_of_its_own(mode: int, pattern: str) -> None:
+    folder = Path(tempfile.mkdtemp(dir="/tmp"))  # pytest's own folders are for their owner alone
+    folder.chmod(0o755)
     for name in ("a/1.pdf", "b/2.pdf", "c/3.pdf"):
-        (tmp_path / name).parent.mkdir()
-        (tmp_path / name).write_bytes(b"1")
-    for folder in (*tmp_path.parents[:2], tmp_path):
-        folder.chmod(0o755)
-    (tmp_path / "b").chmod(mode)
+        (folder / name).parent.mkdir()
+        (folder / name).write_bytes(b"1")
+    (folder / "b").chmod(mode)
     script = """
 import os, sys
 from pipeline.listing import list_inputs
@@ -171,9 +173,10 @@ for entry in list_inputs(Store(), sys.argv[1]):
     asset, code = (entry[0], entry[1].code) if isinstance(entry, tuple) else (entry, "")
     print(asset.uri.removeprefix(sys.argv[2] + "/"), code)
 """
-    command = [sys.executable, "-c", script, f"{tmp_path}{pattern}", str(tmp_path)]
+    command = [sys.executable, "-c", script, f"{folder}{pattern}", str(folder)]
     run = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True, check=False)
-    (tmp_path / "b").chmod(0o755)
+    (folder / "b").chmod(0o755)
+    shutil.rmtree(folder)
     assert run.stdout.splitlines() == ["a/1.pdf ", "b access_denied", "c/3.pdf "], run.stderr
 
 
