@@ -20,11 +20,12 @@ from pipeline.job import INDEX_ANSWER_FIELDS, PARSE_ANSWER_FIELDS, IndexJob, Par
 from pipeline.kinds import VIDEO_KIND, Kind, kind_of
 from pipeline.lease import hold
 from pipeline.manifest import Manifest, read_manifest
-from pipeline.progress import failures, summary_text
+from pipeline.progress import failures
 from pipeline.records import ErrorCode
 from pipeline.resources import Resources
 from pipeline.retry import begin_retry, recovered
 from pipeline.store import absolute
+from pipeline.summary import summary_text
 
 _FIXED = {"config", "input", "output", "model", "prompt", *PARSE_ANSWER_FIELDS, *INDEX_ANSWER_FIELDS}
 _PARSE_FIELDS = {field.name for field in dataclasses.fields(ParseJob)}
@@ -101,7 +102,7 @@ def _work(setup: Setup, codes: Sequence[str], resources: Resources) -> int:
         return DONE
     manifest = run(dataclasses.replace(setup, finished=None), resources, sys.stderr)
     print(recovered(setup.books, setup.kind).text(setup.kind.pieces))
-    print(summary_text(manifest, setup.kind, setup.job.output))
+    print(summary_text(manifest, setup.kind, setup.job.output, setup.job.store_options))
     return exit_status("retry_failed", manifest, setup.job)
 
 

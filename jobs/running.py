@@ -21,9 +21,10 @@ from pipeline.lease import Occupied, hold
 from pipeline.listing import NoInputs
 from pipeline.manifest import Manifest, damaged_files
 from pipeline.plan import estimate
-from pipeline.progress import plan_text, some_of, summary_text
+from pipeline.progress import plan_text, some_of
 from pipeline.resources import Resources
 from pipeline.store import absolute
+from pipeline.summary import summary_text
 
 DONE, NOT_DONE, BAD_JOB, STOPPED = 0, 1, 2, 130
 EXIT_STATUS = """\
@@ -79,7 +80,8 @@ def run_job(
         print(f"{name}: written anew, being gone or damaged: {some_of(damaged)}", file=sys.stderr)
         setup = replace(setup, finished=None)
     if setup.finished and not flags.plan:
-        print(f"This job is done already; nothing to do.\n{summary_text(setup.finished, setup.kind, job.output)}")
+        print("This job is done already; nothing to do.")
+        print(summary_text(setup.finished, setup.kind, job.output, job.store_options))
         return exit_status(name, setup.finished, job)
     if own_files and Path(resolve_model(job.model)).resolve() == CHECKOUT / DEMO_MODEL:
         print(f"{name}: {DEMONSTRATION}", file=sys.stderr)
@@ -149,7 +151,7 @@ def _plan(setup: Setup, resources: Resources, began: float) -> int:
 
 def _run(name: str, setup: Setup, resources: Resources) -> int:
     manifest = run(setup, resources, sys.stderr)
-    print(summary_text(manifest, setup.kind, setup.job.output))
+    print(summary_text(manifest, setup.kind, setup.job.output, setup.job.store_options))
     return exit_status(name, manifest, setup.job)
 
 

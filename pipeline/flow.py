@@ -292,13 +292,13 @@ def check_ownership(books: Books, epoch: int) -> None:
 
 def close(setup: Setup, survey: FrozenSurvey, sealed: pa.Table, stream: TextIO) -> list[ClosedShard]:
     """Writes the tables."""
-    progress = Progress("shards", survey.shards, stream)
+    progress = Progress("table files", len(setup.kind.schemas) * survey.shards, stream)
     closed = []
     shards = close_shards(setup.job.store_options, setup.job.output, survey, sealed, setup.kind)
     with closing(shards):
         for shard in shards:
             closed.append(shard)
-            progress.add(1)
+            progress.add(len(shard.tables))
     progress.finish()
     assert len(closed) == survey.shards, f"{len(closed)} shards came back from {survey.shards}"
     assets, pieces = sum(shard.assets.total for shard in closed), sum(shard.pieces.total for shard in closed)

@@ -1,4 +1,4 @@
-"""What a person sees: one line that moves while a pass runs, and the plan and the summary as text. No Ray, no files."""
+"""What a person sees: one line that moves while a pass runs, and the plan as text. No Ray, no files."""
 
 import time
 from collections import Counter
@@ -8,8 +8,6 @@ from types import MappingProxyType
 from typing import TextIO
 
 from pipeline.books import FrozenSurvey
-from pipeline.kinds import Kind
-from pipeline.manifest import Counts, Manifest
 
 MOST_NAMED = 10
 SECONDS_BETWEEN_LINES = 10.0
@@ -53,7 +51,7 @@ def failures(by_code: Mapping[str, int]) -> str:
 class Tally:
     """How far a pass has come."""
 
-    unit: str  # what is counted: assets, pages, shards
+    unit: str  # what is counted: inputs, pages, table files
     done: int
     total: int
     seconds: float = 0.0  # since the pass began
@@ -193,25 +191,3 @@ def plan_text(survey: FrozenSurvey, pieces: str, estimated: Estimate, plan: str 
         f"({estimated.basis})",
     ]
     return "\n".join([*lines, f"plan     {plan}"] if plan else lines)
-
-
-def summary_text(manifest: Manifest, kind: Kind, output: str) -> str:
-    """What is said at the end: the counts of the tables, and how to look at them."""
-    lines = [
-        f"{kind.assets:<10} {_counts(manifest.assets)}",
-        f"{kind.pieces:<10} {_counts(manifest.pieces)}",
-        f"{kind.found:<10} {manifest.found:,}",
-        f"tokens     {manifest.tokens_in:,} in, {manifest.tokens_out:,} out",
-        f"time       {duration(manifest.wall_seconds)}; engines' batches {100 * manifest.occupancy:.0f} % full",
-        f"output     {output}",
-        "look at it with",
-        f"  python -c \"import pyarrow.parquet as pq; print(pq.read_table('{output}/{kind.assets}').to_pandas())\"",
-    ]
-    return "\n".join(lines)
-
-
-def _counts(counts: Counts) -> str:
-    """`25: ok 18, partial 1, failed 6 (encrypted 2, ...)`"""
-    by_status = ", ".join(f"{status} {count:,}" for status, count in counts.by_status.items())
-    detail = ", ".join(f"{code} {count:,}" for code, count in counts.by_error.items())
-    return f"{counts.total:,}" + (f": {by_status}" if by_status else "") + (f" ({detail})" if detail else "")

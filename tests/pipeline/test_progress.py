@@ -6,8 +6,6 @@ import time
 import pytest
 
 from pipeline.books import FrozenSurvey
-from pipeline.kinds import DOCUMENT_KIND
-from pipeline.manifest import Counts, Manifest
 from pipeline.progress import (
     SECONDS_BETWEEN_UPDATES,
     Estimate,
@@ -16,7 +14,6 @@ from pipeline.progress import (
     duration,
     plan_text,
     progress_line,
-    summary_text,
 )
 
 
@@ -81,32 +78,6 @@ def test_a_terminal_gets_one_line_that_is_overwritten():
     assert first.startswith("pages 1/1,000 (0.1 %)")
     assert last.startswith("pages 1,000/1,000 (100.0 %)")
     assert len(last) >= len(first), "what was longer shows through"
-
-
-MANIFEST = Manifest(
-    schema_version=1,
-    survey="survey/000000",
-    config_hash="abc",
-    config={},
-    versions={},
-    assets=Counts({"failed": 6, "ok": 19}, {"corrupt": 2, "encrypted": 4}),
-    pieces=Counts({"ok": 1234}, {}),
-    found=5000,
-    tokens_in=70_000,
-    tokens_out=80_000,
-    wall_seconds=420.0,
-    occupancy=0.856,
-    tables=(),
-)
-
-
-def test_the_summary_tells_the_counts_of_the_tables_and_how_to_look():
-    text = summary_text(MANIFEST, DOCUMENT_KIND, "/out")
-    assert "documents  25: failed 6, ok 19 (corrupt 2, encrypted 4)" in text
-    assert "pages      1,234: ok 1,234" in text
-    assert "7 min" in text
-    assert "86 % full" in text
-    assert "/out/documents" in text.splitlines()[-1]
 
 
 def test_the_plan_tells_what_reading_will_take():
