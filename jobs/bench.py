@@ -28,6 +28,7 @@ from transformers.utils.logging import disable_progress_bar
 from jobs import bench_decode, bench_pipeline, bench_roofline
 from jobs.bench_peers import Timed, in_turns, timed, vllm_python, with_transformers, with_vllm
 from jobs.demo_checkpoint import initialise
+from jobs.options import CommandParser
 from jobs.sample_videos import clip_window, make_clip
 from jobs.samples import LADDER, PLAIN_LADDER, READABLE, make_page, render, render_batch, write_pdf
 from model.checkpoint import checkpoint_folder, read_stop_token_ids
@@ -264,11 +265,9 @@ def machine(device: str) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        allow_abbrev=False, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = CommandParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
-    shared = argparse.ArgumentParser(allow_abbrev=False, add_help=False)
+    shared = CommandParser(add_help=False)
     shared.add_argument("--model", default="model/demo", help="checkpoint: a folder or a hub id (default: model/demo)")
     shared.add_argument("--device", default="cpu", help="cpu or cuda (default: cpu)")
     shared.add_argument("--pages", type=int, default=64, help="how many sample pages (default: 64)")

@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 from rapidfuzz.distance import Levenshtein
 
 from jobs import parse_documents
+from jobs.options import CommandParser
 from jobs.samples import write_demo_documents
 
 SEED = 7
@@ -24,9 +25,7 @@ COLUMNS = {
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        allow_abbrev=False, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = CommandParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="where sample documents and tables go; emptied first")
     folder = parser.parse_args().folder
     if folder.exists() and not (folder / "documents").is_dir():
@@ -38,7 +37,7 @@ def main() -> int:
     print(f"{len(truths)} sample documents in {source}\n")
     options = ["--max-new-tokens", "512", "--max-failure-rate", "0.5"]
     code = parse_documents.main([str(source), str(output), *options], own_files=False)
-    if code == 2:
+    if not (output / "_SUCCESS").exists():  # it was stopped, or could not be run, and has said so
         return code
     show_tables(output)
     show_pages(output, truths)

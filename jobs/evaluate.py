@@ -20,6 +20,7 @@ from transformers.utils.logging import disable_progress_bar
 from jobs.bench import answer_all, until_stop
 from jobs.bench_peers import transformers_reader
 from jobs.event_scores import MICROSECONDS, Counts, EventScores, as_sampled, match_greedily, score_events, told_event
+from jobs.options import CommandParser
 from jobs.sample_videos import SampleEvent, answer_for, clip_window, disturb, is_clear, make_clip, pairs_of
 from jobs.samples import PIXELS_PER_POINT, READABLE, Difficulty, render_batch
 from jobs.training_batches import EVENTS, HTML, MARKDOWN
@@ -69,9 +70,7 @@ class ClipQuestion:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        allow_abbrev=False, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = CommandParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="model/demo", help="checkpoint: a folder or a hub id (default: model/demo)")
     parser.add_argument("--pages", type=int, default=300, help="pages, over all layouts (default: 300)")
     parser.add_argument("--clips", type=int, default=100, help="windows of clips (default: 100)")

@@ -30,6 +30,7 @@ import pyarrow.parquet as pq
 from jobs.cluster import connected
 from jobs.event_index import EventIndex, Query, read_index, search
 from jobs.event_scores import MICROSECONDS, EventScores, as_sampled, is_moment, score_events, told_event
+from jobs.options import CommandParser
 from jobs.oracle import OracleLoader
 from jobs.sample_videos import SampleClip, SampleEvent, frame_times, make_clip, pairs_of, write_video
 from pipeline.books import Books
@@ -77,9 +78,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        allow_abbrev=False, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = CommandParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", metavar="FOLDER", help="where videos and indexes go")
     parser.add_argument("--model", default="model/demo", help="checkpoint: a folder or a hub id (default: model/demo)")
     parser.add_argument("--oracle", action="store_true", help="answer from the truth instead of with a model")

@@ -12,7 +12,7 @@ from urllib.parse import quote
 
 from jobs.event_index import EventIndex, media_link, read_index
 from jobs.event_page import VideoEvents, event_page, poster_file, thumbnail_file
-from jobs.options import add_store_options, store_options
+from jobs.options import CommandParser, add_store_options, store_options
 from jobs.thumbnails import POSTER, THUMBNAIL, Moment, pictures_of
 from jobs.webvtt import event_cues, webvtt
 from pipeline.records import BadInput
@@ -58,8 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        allow_abbrev=False,
+    parser = CommandParser(
         prog="python -m jobs.export_events",
         description=DESCRIPTION,
         formatter_class=argparse.RawDescriptionHelpFormatter,

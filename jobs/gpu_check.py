@@ -24,6 +24,7 @@ import torch
 from jobs import gpu_answers, gpu_kernels, gpu_memory
 from jobs.gpu_kernels import CannotRunError, CheckFailedError, Numbers, Settings
 from jobs.gpu_processes import SECONDS_IN_ALL, Check, run_all, run_one
+from jobs.options import CommandParser
 
 EXAMPLES = """\
 examples:
@@ -158,12 +159,11 @@ def _driver() -> str | None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="python -m jobs.gpu_check",
         description=__doc__,
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
     parser.add_argument("--model", metavar="FOLDER", type=Path, help="a checkpoint whose answers are checked too")
     parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda", help="default: cuda")

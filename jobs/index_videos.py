@@ -4,7 +4,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from jobs.options import add_options, make_job
+from jobs.options import CommandParser, add_options, make_job
 from jobs.running import EXIT_STATUS, add_run_flags, run_job, with_absolute_paths
 from pipeline.job import IndexJob
 
@@ -38,8 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        allow_abbrev=False,
+    parser = CommandParser(
         prog="python -m jobs.index_videos",
         description=DESCRIPTION,
         epilog=EXAMPLES + EXIT_STATUS,

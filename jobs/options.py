@@ -2,11 +2,13 @@
 
 import argparse
 import dataclasses
+import difflib
+import re
 import types
 import typing
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import yaml
 
@@ -16,6 +18,23 @@ from pipeline.store import Store, StoreOptions, absolute
 Job = TypeVar("Job")
 _TRUTHS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
 _METAVARS = {str: "TEXT", int: "N", float: "NUMBER"}
+
+
+class CommandParser(argparse.ArgumentParser):
+    """Takes options by their whole names only, and says which one was meant where a name is nearly right."""
+
+    def __init__(self, **how: Any) -> None:
+        super().__init__(allow_abbrev=False, **how)
+
+    def error(self, message: str) -> NoReturn:
+        unknown = re.findall(r"--[\w-]+", message) if message.startswith("unrecognized arguments") else ()
+        super().error(message + "".join(did_you_mean(name, self._option_string_actions) for name in unknown))
+
+
+def did_you_mean(name: str, names: Iterable[str]) -> str:
+    """`; did you mean X?`, or nothing where nothing is alike."""
+    close = difflib.get_close_matches(name, list(names), n=1)
+    return f"; did you mean {close[0]}?" if close else ""
 
 
 def add_options(parser: argparse.ArgumentParser, job: type[Any], *, without: Collection[str] = ()) -> None:
@@ -100,9 +119,8 @@ def _read_yaml(path: Path, kinds: dict[str, Any]) -> dict[str, Any]:
         raise ValueError(f"config {path} must hold options such as max_new_tokens: 2048")
     unknown = sorted(str(name) for name in content if name not in kinds)
     if unknown:
-        raise ValueError(
-            f"config {path} has unknown options: {', '.join(unknown)}. There are {', '.join(sorted(kinds))}"
-        )
+        named = ", ".join(unknown) + did_you_mean(unknown[0], kinds)
+        raise ValueError(f"config {path} has unknown options: {named}. There are {', '.join(sorted(kinds))}")
     return {name: _converted(f"config {path}: {name}", value, kinds[name]) for name, value in content.items()}
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from jobs.options import add_options, make_job
+from jobs.options import CommandParser, add_options, make_job
 from jobs.running import EXIT_STATUS, add_run_flags, run_job, with_absolute_paths
 from pipeline.job import ParseJob
 
@@ -33,8 +33,7 @@ def main(argv: Sequence[str] | None = None, *, own_files: bool = True) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        allow_abbrev=False,
+    parser = CommandParser(
         prog="python -m jobs.parse_documents",
         description=DESCRIPTION,
         epilog=EXAMPLES + EXIT_STATUS,

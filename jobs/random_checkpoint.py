@@ -18,6 +18,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from jobs.options import CommandParser
 from model.checkpoint import read_json
 from model.config import ModelConfig, parse_config
 from model.fp8 import FP8, quantise
@@ -151,12 +152,11 @@ def _random(name: str, shape: tuple[int, ...], seed: int) -> Tensor:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="python -m jobs.random_checkpoint",
         description=__doc__,
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
     parser.add_argument("folder", metavar="FOLDER", type=Path, help="where to write; must be empty or not there")
     parser.add_argument(

@@ -13,7 +13,7 @@ import sys
 from collections.abc import Sequence
 
 from jobs.cluster import this_machine
-from jobs.options import add_options, add_store_options, job_books, make_job
+from jobs.options import CommandParser, add_options, add_store_options, job_books, make_job
 from jobs.running import BAD_JOB, DONE, EXIT_STATUS, attended, exit_status
 from pipeline.flow import Setup, prepare, run, with_longer_answers
 from pipeline.job import INDEX_ANSWER_FIELDS, PARSE_ANSWER_FIELDS, IndexJob, ParseJob
@@ -107,8 +107,7 @@ def _work(setup: Setup, codes: Sequence[str], resources: Resources) -> int:
 
 
 def parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        allow_abbrev=False,
+    parser = CommandParser(
         prog="python -m jobs.retry_failed",
         description=__doc__,
         epilog=EXIT_STATUS,

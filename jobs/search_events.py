@@ -8,7 +8,7 @@ from dataclasses import asdict
 from urllib.parse import quote
 
 from jobs.event_index import Hit, Query, clock, media_url, read_index, search
-from jobs.options import add_store_options, store_options
+from jobs.options import CommandParser, add_store_options, store_options
 from pipeline.event_times import read_time
 from pipeline.records import BadInput
 from pipeline.store import Store, absolute, join
@@ -53,8 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        allow_abbrev=False,
+    parser = CommandParser(
         prog="python -m jobs.search_events",
         description=DESCRIPTION,
         epilog=EXAMPLES,

@@ -1,17 +1,16 @@
 """Shows how far a job is, from its files: `python -m jobs.status OUTPUT`. Needs no Ray and disturbs nobody."""
 
-import argparse
 import sys
 import time
 from collections.abc import Sequence
 
-from jobs.options import add_store_options, job_books
+from jobs.options import CommandParser, add_store_options, job_books
 from pipeline.progress import failures
 from pipeline.status import JobStatus, job_status
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(allow_abbrev=False, prog="python -m jobs.status", description=__doc__)
+    parser = CommandParser(prog="python -m jobs.status", description=__doc__)
     parser.add_argument("output", metavar="OUTPUT", help="where the job writes to")
     add_store_options(parser)
     parser.add_argument("--every", type=float, metavar="SECONDS", help="show it again and again until the job is done")

@@ -34,6 +34,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from jobs.demo_checkpoint import write_new_checkpoint
 from jobs.muon import Muon
+from jobs.options import CommandParser
 from jobs.samples import DENSE_LADDER, READABLE, Difficulty
 from jobs.training_batches import TrainingBatch, clip_batches, page_batches, sight_batch
 from jobs.training_losses import Probes, losses_of, tower_losses
@@ -412,9 +413,7 @@ def _log(progress: Progress, losses: dict[str, list[float]]) -> None:
 
 def main() -> None:
     rungs = {rung.name: number for number, rung in enumerate(READABLE)}
-    parser = argparse.ArgumentParser(
-        allow_abbrev=False, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = CommandParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, default=Path("training"), help="folder of checkpoint and optimizer state")
     parser.add_argument(
         "--start-from", type=Path, metavar="FOLDER", help="a trained checkpoint to begin with, such as model/demo"

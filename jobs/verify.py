@@ -9,7 +9,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from jobs.options import add_store_options, job_books
+from jobs.options import CommandParser, add_store_options, job_books
 from pipeline.audit import Recount, audit
 from pipeline.progress import MOST_NAMED
 
@@ -17,8 +17,7 @@ DIFFERS, UNFINISHED = 1, 3
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        allow_abbrev=False,
+    parser = CommandParser(
         prog="python -m jobs.verify",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,

@@ -179,7 +179,8 @@ class Processor:
         """One user turn of texts and frames, in order, as a Prompt. Added tokens written out in a text, special or not,
         are read as the characters they are made of.
 
-        Raises ValueError for frames whose sides are no multiples of `pixel_multiple` or whose times do not fit.
+        Raises ValueError for frames whose sides are no multiples of `pixel_multiple` or whose times do not fit, and for
+        what is neither text nor Frames.
         """
         turns = [Turn("user", content)]
         return self.encode_conversation(key, turns, sampling, draft_text=draft_text, draft_from=draft_from)
@@ -194,6 +195,12 @@ class Processor:
         draft_from: str | None = None,
     ) -> Prompt:
         """A conversation whose next turn is the model's, as a Prompt; everything else as `encode` does it."""
+        for part in (part for turn in turns for part in turn.content):
+            if not isinstance(part, str | Frames):
+                raise ValueError(
+                    f"the content holds a {type(part).__module__}.{type(part).__name__}: give text and Frames; of an "
+                    "image, Frames(pixels[None]) with uint8 RGB pixels [height, width, 3]"
+                )
         token_ids: list[int] = []
         for is_text, run in groupby(self._pieces(turns), lambda piece: isinstance(piece, str)):
             # Texts that meet, such as the user's and a time, are one to the tokenizer, as in transformers.

@@ -182,6 +182,8 @@ def run(
         if not len(missing):
             break
         assert passes < MAX_PASSES, f"{len(missing)} units have no rows, such as {missing.slice(0, 3).to_pylist()}"
+        copies = "" if resources.replicas == (1, 1) else f", copies of it: {setup.job.replicas}"
+        print(f"loading {setup.job.model}{copies}", file=stream, flush=True)
         pipeline = read_units(
             missing,
             decode=decode_options(setup, resources),

@@ -50,11 +50,11 @@ def _whatever_a_decoder_raises(stage: Stage) -> Iterator[None]:
         yield
     except (BadInput, MemoryError):  # the sandbox knows what to do when memory is out
         raise
-    except Exception as error:
+    except (Exception, SystemExit, KeyboardInterrupt) as error:  # the last two, too, end only what raises them
         raise BadInput(stage, ErrorCode.DECODER_ERROR, _described(error)) from error
 
 
-def _described(error: Exception) -> str:
+def _described(error: BaseException) -> str:
     """The type and the text of an exception, whose own methods may fail as well."""
     try:
         text = str(error)

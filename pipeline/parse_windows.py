@@ -41,6 +41,8 @@ def parse_window(
             events += [replace(event, label=query or event.label) for event in parsed.events]
             flags += parsed.flags
             failure = failure or _unread(completion, parsed, query)
+        elif not any(character.isprintable() and not character.isspace() for character in completion.text):
+            failure = failure or Failure(Stage.INFER, ErrorCode.UNPARSEABLE, "the answer is empty")
     events.sort(key=lambda event: (event.start_us, event.end_us, event.label, event.description))
     text = "\n".join(clean_text(completion.text) for completion in completions)
     return replace(

@@ -179,6 +179,8 @@ EXCEPTIONS = [
     LookupError("no such chapter: \udcff"),
     UnshowableError(),
     UnpicklableError("no"),
+    SystemExit(3),
+    KeyboardInterrupt(),
 ]
 
 

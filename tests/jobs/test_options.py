@@ -9,6 +9,8 @@ import pytest
 
 from jobs import export_events, search_events, status, verify
 from jobs.options import add_options, make_job
+from jobs.parse_documents import main as parse_documents
+from pipeline.job import ParseJob
 
 JOBS = Path(__file__).parents[2] / "jobs"
 
@@ -93,17 +95,26 @@ def test_a_text_in_a_file_stays_as_it_is_written(tmp_path, text):
     assert job("--config", str(tmp_path / "job.yaml")) == Job(source=text, word=(text, "b"))
 
 
-@pytest.mark.parametrize(
-    "command", sorted(path.stem for path in JOBS.glob("*.py") if "ArgumentParser(" in path.read_text())
-)
-def test_no_command_takes_the_beginning_of_an_option_for_the_option(command):
+def test_no_command_takes_the_beginning_of_an_option_for_the_option(capsys):
     """`--max-new-token 9` would be taken for --max-new-tokens, and a new option would change what it means."""
-    calls = [
-        node
-        for node in ast.walk(ast.parse((JOBS / f"{command}.py").read_text()))
-        if isinstance(node, ast.Call) and getattr(node.func, "attr", "") == "ArgumentParser"
+    parsers = [
+        (path.name, ast.unparse(node.func), [keyword.arg for keyword in node.keywords])
+        for path in JOBS.glob("*.py")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Call) and ast.unparse(node.func).endswith("Parser")
     ]
-    assert all("allow_abbrev" in {keyword.arg for keyword in call.keywords} for call in calls)
+    assert len(parsers) > 10
+    assert all(name == "CommandParser" or "allow_abbrev" in given for _, name, given in parsers), parsers
+    with pytest.raises(SystemExit) as ended:
+        parse_documents([".", "out", "--max-new-token", "9"])
+    assert ended.value.code == 2
+    assert "unrecognized arguments: --max-new-token 9; did you mean --max-new-tokens?" in capsys.readouterr().err
+
+
+def test_an_option_of_a_file_that_is_nearly_right_is_named(tmp_path):
+    (tmp_path / "job.yaml").write_text("max_new_token: 9")
+    with pytest.raises(ValueError, match=r"unknown options: max_new_token; did you mean max_new_tokens\?\. There are"):
+        make_job(ParseJob, argparse.Namespace(config=str(tmp_path / "job.yaml")))
 
 
 def test_how_to_reach_s3_is_declared_once():

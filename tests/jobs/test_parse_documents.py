@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -62,6 +63,18 @@ def test_a_model_that_does_not_fit_this_machine_is_refused_before_ray_is_started
     message = capsys.readouterr().err
     assert re.search(r"235B in bfloat16 needs 47\d\.\d GB \(weights 471\.3, .* 20\.0 GB on a node: give less", message)
     assert not (tmp_path / "out").exists()
+
+
+def test_an_address_where_no_ray_answers_is_one_line(inputs, tmp_path, capsys, monkeypatch):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    for scheme in ("", "ray://"):
+        monkeypatch.setenv("RAY_ADDRESS", scheme + address)
+        assert main([str(inputs), str(tmp_path / "out")]) == 2
+        last = capsys.readouterr().err.splitlines()[-1]
+        assert last.startswith(f"parse_documents: no Ray answers at RAY_ADDRESS={scheme}{address} ")
+        assert last.endswith("unset RAY_ADDRESS to run on this machine")
 
 
 def write_inputs(folder: Path, *, pages: int) -> Path:

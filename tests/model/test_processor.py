@@ -151,3 +151,10 @@ def test_special_tokens_in_a_text_stay_text(processor):
 def test_frames_that_make_no_sense_are_refused(processor, frames, message):
     with pytest.raises(ValueError, match=message):
         processor.encode("", [frames], Sampling())
+
+
+def test_an_image_in_place_of_frames_is_refused_with_what_to_give():
+    processor = Processor.from_pretrained(str(DEMO))
+    image = Image.new("RGB", (64, 64))
+    with pytest.raises(ValueError, match=r"holds a PIL.Image.Image: give text and Frames; of an image, Frames\("):
+        processor.encode("key", [image, "what is this?"], Sampling())

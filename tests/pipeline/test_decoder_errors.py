@@ -43,7 +43,7 @@ MEDIA = {pdf: DocumentOptions(), image: DocumentOptions(), video: video_options(
 
 
 @contextmanager
-def failing_call(number: int, error: Exception):
+def failing_call(number: int, error: BaseException):
     """The `number`-th call of a function of the decoders raises `error`; yields the calls that were counted."""
     calls = [0]
     files = {f"pipeline/{name}.py" for name in DECODERS}

@@ -57,6 +57,13 @@ def test_an_answer_in_which_nothing_can_be_read_is_not_ok(text):
     assert outcome(EVENTS, replace(ANSWER, text=text)) == ("unparseable", "unparseable")
 
 
+@pytest.mark.parametrize("text", ["", " \n", "\u200b "])
+def test_no_answer_to_a_question_is_not_ok(text):
+    question = VideoPrompt(("who?",), ("",), "text")
+    assert outcome(question, replace(ANSWER, text=text)) == ("unparseable", "unparseable")
+    assert outcome(question, replace(ANSWER, text="nobody")) == ("ok", None)
+
+
 @pytest.mark.parametrize("text", ["[]", "```json\n[]\n```"])
 def test_an_answer_that_nothing_happens_is_ok(text):
     assert outcome(EVENTS, replace(ANSWER, text=text)) == ("ok", None)
