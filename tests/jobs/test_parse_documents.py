@@ -19,7 +19,7 @@ from reportlab.pdfgen.canvas import Canvas
 import jobs.cluster
 import jobs.running
 from jobs.parse_documents import main
-from jobs.running import DEMONSTRATION, _exit_status
+from jobs.running import DEMONSTRATION, exit_status
 from pipeline.job import ParseJob
 from tests.official import DEMO, write_headers
 from tests.official_files import SIZES, tensors_of, write_small_files
@@ -189,7 +189,7 @@ def test_a_stopped_job_goes_on_with_the_same_command_and_its_summary_counts_the_
 def test_a_run_in_which_every_input_failed_is_no_success(rate, limit, status):
     manifest = SimpleNamespace(failure_rate=rate)
     job = ParseJob(input="in", output="out", max_failure_rate=limit)
-    assert _exit_status("parse_documents", manifest, job) == status
+    assert exit_status("parse_documents", manifest, job) == status
 
 
 @pytest.mark.parametrize(
