@@ -13,7 +13,7 @@ from pipeline.parse_pages import failed_page, parse_page, skipped_page
 from pipeline.parse_windows import failed_window, parse_window
 from pipeline.prompts import PagePrompt, VideoPrompt
 from pipeline.records import Failure, PageFacts, PageRow, WindowFacts, WindowRow
-from pipeline.tables import BLOCKS, DOCUMENTS, PAGES, PARTS, parts_table
+from pipeline.tables import BLOCKS, DOCUMENTS, PAGES, PARTS, parts_table, placed, placed_schema
 from pipeline.video_tables import VIDEOS, WINDOW_PARTS, WINDOWS, window_parts_table
 
 PieceRow = PageRow | WindowRow
@@ -37,7 +37,13 @@ class Kind:
     parse: Callable[[str, PageFacts | WindowFacts, Sequence[Completion], Prompt, bool], PieceRow]
     failed: Callable[[str, int, Failure], PieceRow]
     skipped: Callable[[str, int], PieceRow]
-    tables: Callable[[pa.Table, pa.Table], dict[str, pa.Table]]  # of (ASSETS, parts) of a shard, each piece once
+    bare_tables: Callable[[pa.Table, pa.Table], dict[str, pa.Table]]  # of `tables`, without where inputs lie
+
+    def tables(self, assets: pa.Table, parts: pa.Table) -> dict[str, pa.Table]:
+        """By name, of ASSETS rows of a shard and the parts of their pieces, each once, both in order."""
+        bare = self.bare_tables(assets, parts)
+        inputs = bare.pop(self.assets)
+        return {self.assets: inputs} | {name: placed(table, self.asset_id, inputs) for name, table in bare.items()}
 
 
 def _parse_page(
@@ -75,14 +81,14 @@ DOCUMENT_KIND = Kind(
     asset_id="doc_id",
     piece_no="page_no",
     found_in="page_id",
-    schemas={"documents": DOCUMENTS, "pages": PAGES, "blocks": BLOCKS},
+    schemas={"documents": DOCUMENTS, "pages": placed_schema(PAGES), "blocks": placed_schema(BLOCKS)},
     ids={"documents": "doc_id", "pages": "page_id", "blocks": "block_id"},
     parts=PARTS,
     parts_table=_page_parts,
     parse=_parse_page,
     failed=failed_page,
     skipped=skipped_page,
-    tables=document_tables,
+    bare_tables=document_tables,
 )
 VIDEO_KIND = Kind(
     assets="videos",
@@ -91,14 +97,18 @@ VIDEO_KIND = Kind(
     asset_id="video_id",
     piece_no="window_no",
     found_in="video_id",
-    schemas={"videos": VIDEOS, "windows": WINDOWS, "events": EVENTS, "chapters": CHAPTERS},
+    schemas={"videos": VIDEOS}
+    | {
+        name: placed_schema(schema)
+        for name, schema in (("windows", WINDOWS), ("events", EVENTS), ("chapters", CHAPTERS))
+    },
     ids={"videos": "video_id", "windows": "window_id", "events": "event_id", "chapters": "chapter_id"},
     parts=WINDOW_PARTS,
     parts_table=_window_parts,
     parse=_parse_window,
     failed=failed_window,
     skipped=_no_window_is_skipped,
-    tables=video_tables,
+    bare_tables=video_tables,
 )
 
 

@@ -50,6 +50,11 @@ ERROR_COLUMNS = [
     _column("retryable", _FLAG, "whether trying again may help"),
     _column("attempts", _INT32, "how often it was tried before it was given up; 0 if nothing went wrong"),
 ]
+# Of the input, in every other table: its columns of the same names, so that a question needs no join.
+PLACE_COLUMNS = [
+    _column("filename", _STRING, "last part of the input's uri"),
+    _column("source_uri", _STRING, "where the input lies"),
+]
 _DOC_ID = _column("doc_id", _STRING, "hash of the input's uri and version: the same in every run")
 _PAGE_NO = _column("page_no", _INT32, "1-based number of the page in the source file, never renumbered")
 _PAGE_ID = _column("page_id", _STRING, "doc_id#page_no")
@@ -243,6 +248,19 @@ def blocks_table(parts: pa.Table) -> pa.Table:
     """The blocks of a PARTS table in the shape of BLOCKS, in the order of their pages and then in reading order."""
     tables = [_blocks_of(batch) for batch in parts.select([*_OF_PAGE, "blocks"]).to_batches()]
     return pa.concat_tables(tables) if tables else BLOCKS.empty_table()
+
+
+def placed_schema(schema: pa.Schema) -> pa.Schema:
+    """With PLACE_COLUMNS behind the others."""
+    return pa.schema([*schema, *PLACE_COLUMNS])
+
+
+def placed(table: pa.Table, asset_id: str, inputs: pa.Table) -> pa.Table:
+    """The table with the PLACE_COLUMNS of `inputs`, the rows of its inputs; `asset_id`: the column that both have."""
+    where = pc.index_in(table[asset_id], value_set=inputs[asset_id].combine_chunks())
+    for field in PLACE_COLUMNS:
+        table = table.append_column(field, inputs[field.name].take(where))
+    return table
 
 
 def to_parquet(table: pa.Table) -> bytes:

@@ -86,8 +86,19 @@ def tables(tmp_path) -> dict[str, pa.Table]:
 
 def test_the_tables_have_their_schemas_from_the_first_row(tables):
     assert tables["documents"].schema.equals(DOCUMENTS)
-    assert tables["pages"].schema.equals(PAGES)
-    assert tables["blocks"].schema.equals(BLOCKS)
+    for name, schema in (("pages", PAGES), ("blocks", BLOCKS)):
+        assert tables[name].schema.names == [*schema.names, "filename", "source_uri"]
+        assert tables[name].select(schema.names).schema.equals(schema)
+        assert tables[name].schema.equals(DOCUMENT_KIND.schemas[name])
+
+
+def test_every_row_says_where_its_input_lies(tables):
+    places = dict(zip(*(tables["documents"][name].to_pylist() for name in ("doc_id", "source_uri")), strict=True))
+    for name in ("pages", "blocks"):
+        for row in tables[name].select(["doc_id", "filename", "source_uri"]).to_pylist():
+            assert row["source_uri"] == places[row["doc_id"]]
+            assert row["source_uri"].endswith(f"/{row['filename']}")
+        assert len(tables[name])
 
 
 def test_every_input_and_every_page_is_there_once_in_the_order_of_the_listing(tables):
