@@ -35,7 +35,7 @@ def _local_cpus() -> int:
 def _check_answers(address: str) -> None:
     """Ray itself tries for minutes where nothing listens."""
     host, _, port = address.removeprefix("ray://").rpartition(":")
-    if not port.isdecimal():  # such as auto
+    if not port.isdecimal() or "/" in host:  # such as auto
         return
     try:
         socket.create_connection((host.strip("[]"), int(port)), timeout=ANSWER_SECONDS).close()
