@@ -74,7 +74,8 @@ def show_command(
     chosen = f", columns={list(columns)}" + (", filters=[('status', '=', 'failed')]" if only_failed else "")
     code = f"{imports}; print(pq.read_table({place!r}{chosen}{where}).to_pandas().to_string())"
     profile = f"AWS_PROFILE={shlex.quote(options.profile)} " if options.profile else ""
-    return f"{profile}python -c {shlex.quote(code)}"
+    in_double_quotes = not set(code) & set('"$`\\!')  # else what a shell makes of it would have to be kept away
+    return f"{profile}python -c " + (f'"{code}"' if in_double_quotes else shlex.quote(code))
 
 
 def _counts(counts: Counts) -> str:
