@@ -40,7 +40,7 @@ VIDEO_FACTS = (
     ),
     column("start_offset_us", _INT64, "what to add to times for a player's, whose clock begins with the first track"),
     column("average_fps", _DOUBLE, "frames a second by the headers: no measure of time"),
-    column("is_vfr", _FLAG, "whether the time from frame to frame varies, as far as the start shows"),
+    column("is_vfr", _FLAG, "whether the time from frame to frame varies, as far as looks all over the file show"),
     column("timing", _STRING, "where times come from: pts, decode_order (AVI) or counted (streams without times)"),
     column("video_tracks", _INT16, "how many there are; the best one was read"),
     column("has_audio", _FLAG, "whether there is sound"),
