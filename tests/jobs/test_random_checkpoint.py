@@ -42,10 +42,16 @@ def tokenizer(tmp_path_factory):
     return build_tokenizer(BESIDE, place) or stand_in_tokenizer(place)
 
 
-def write(name, like, folder, tokenizer, *more):
-    official = folder_of(name, BESIDE, None, like)
+def small_files(name, place):
+    """With a template in any case: the demonstration's where the official one is not beside the checkout."""
+    official = folder_of(name, BESIDE, None, place)
     if not (official / "tokenizer_config.json").exists():
         shutil.copy(DEMO / "chat_template.jinja", official)
+    return official
+
+
+def write(name, like, folder, tokenizer, *more):
+    small_files(name, like)
     assert main([str(folder), "--like", str(like / name), "--tokenizer", str(tokenizer), *THIN, *more]) == 0
 
 
@@ -133,7 +139,7 @@ def write_dequantised(folder, place):
 @pytest.fixture
 def narrow_fp8(tmp_path, tokenizer):
     """A 2B-FP8 of a quarter of its widths."""
-    like = folder_of("2B-Thinking-FP8", BESIDE, None, tmp_path / "like")
+    like = small_files("2B-Thinking-FP8", tmp_path / "like")
     config = json.loads((like / "config.json").read_text())
     (like / "config.json").unlink()
     config["text_config"] |= {"hidden_size": 512, "intermediate_size": 1408, "num_attention_heads": 4}
